@@ -1,0 +1,103 @@
+"""Model families. To add one: write a file with a `Backbone` and name it in `BACKBONES`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from torch import Tensor
+
+from expunge.backbones.base import Backbone, Conditioning, Evaluations, Predictor
+from expunge.backbones.stable_diffusion import StableDiffusion
+from expunge.backbones.stable_diffusion_3 import StableDiffusion3
+from expunge.errors import ExpungeError
+from expunge.files import digest_folder, load_tensors, save_tensors
+
+BACKBONES: dict[str, type[Backbone]] = {
+    "StableDiffusionPipeline": StableDiffusion,
+    "StableDiffusion3Pipeline": StableDiffusion3,
+}
+"""{pipeline class name in model_index.json: backbone}"""
+
+
+def locate(source: str) -> Path:
+    """The pipeline folder that `source` (a folder or a hub id) means.
+
+    Raises:
+        ExpungeError: when it is neither, or holds no Diffusers pipeline.
+    """
+    folder = Path(source).expanduser()
+    if not folder.exists():
+        if folder.is_absolute() or source.startswith(".") or source.count("/") != 1:
+            raise ExpungeError(f"The model {source!r} is no folder, and no hub id (owner/name) either.")
+        try:
+            folder = Path(DiffusionPipeline.download(source))
+        except (OSError, ValueError) as error:
+            raise ExpungeError(
+                f"There is no folder {source!r}, and the hub did not give a pipeline of that id ({error}). "
+                "Check the spelling, or download the pipeline and give its folder."
+            ) from error
+    if not (folder / "model_index.json").is_file():
+        raise ExpungeError(f"{folder} holds no model_index.json. A model is a folder written by save_pretrained.")
+    return folder
+
+
+def backbone_class(folder: Path) -> type[Backbone]:
+    """The backbone for the pipeline class that `folder`/model_index.json names. Reads no weights."""
+    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    if name not in BACKBONES:
+        raise ExpungeError(f"{folder} is a {name}, which is not supported yet. Supported: {', '.join(BACKBONES)}.")
+    return BACKBONES[name]
+
+
+def load(folder: Path) -> Backbone:
+    """Load a pipeline folder, all components in float32, on the CPU."""
+    cls = backbone_class(folder)
+    if not list((folder / cls.denoiser_name).glob("*.safetensors")):
+        raise ExpungeError(f"{folder / cls.denoiser_name} holds no .safetensors file. Pickled weights are not opened.")
+    extras = {"safety_checker": None} if cls is StableDiffusion else {}
+    pipeline = cls.pipeline_class.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extras
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return cls(pipeline)
+
+
+def stored_denoiser(folder: Path) -> dict[str, Tensor]:
+    """The denoiser's tensors as they lie in `folder`, in their stored dtype."""
+    tensors: dict[str, Tensor] = {}
+    for path in sorted((folder / backbone_class(folder).denoiser_name).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            tensors.update({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - not a dict
+    return tensors
+
+
+def replace_denoiser(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Put `tensors` in place of the denoiser's tensors of the same names in the pipeline folder, file by file."""
+    for path in sorted((folder / backbone_class(folder).denoiser_name).glob("*.safetensors")):
+        stored = load_tensors(path)
+        save_tensors(path, {name: tensors.get(name, value) for name, value in stored.items()}, {"format": "pt"})
+
+
+def model_digest(folder: Path) -> str:
+    """Digest of a pipeline folder's configuration and weights."""
+    return digest_folder(folder, (".json", ".safetensors", ".txt", ".model"))
+
+
+__all__ = [
+    "BACKBONES",
+    "Backbone",
+    "Conditioning",
+    "Evaluations",
+    "Predictor",
+    "backbone_class",
+    "load",
+    "locate",
+    "model_digest",
+    "replace_denoiser",
+    "stored_denoiser",
+]

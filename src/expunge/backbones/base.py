@@ -1,0 +1,217 @@
+"""What every model family must say about itself.
+
+A backbone wraps a Diffusers pipeline and states *scalings*: what the denoiser is fed, what time means, how noise is
+added, how latents become pictures. Control flow (sampling, training) is shared and lives here or in the engine.
+
+Conventions: latents `(b c h w)` float32; network time `t` `(b,)`, float32, as the pipeline feeds it to its denoiser;
+a *training index* is an integer in [0, 1000), 0 the cleanest.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from expunge.errors import ExpungeError, nearest
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What a denoiser is told besides latents and time: {keyword: tensor `(b ...)`}, one row per prompt."""
+
+    tensors: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, rows: Tensor | slice) -> Conditioning:
+        return Conditioning({k: v[rows] for k, v in self.tensors.items()})
+
+    def repeat_interleave(self, times: int) -> Conditioning:
+        """Each row `times` times, in place of the one: `(b ...)` -> `(b*times ...)`."""
+        return Conditioning({k: v.repeat_interleave(times, 0) for k, v in self.tensors.items()})
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        return Conditioning({k: v.to(device) for k, v in self.tensors.items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Conditioning]) -> Conditioning:
+        return Conditioning({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
+
+
+@dataclass
+class Evaluations:
+    """How often a denoiser was evaluated, in latents: the unit in which the cost of a step is counted."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Backbone(ABC):
+    """A model family. Subclasses set the class variables and the four abstract methods."""
+
+    pipeline_class: ClassVar[type[Any]]
+    """The Diffusers pipeline whose behaviour this backbone reproduces."""
+    denoiser_name: ClassVar[str]
+    """The pipeline component that is trained: "unet" or "transformer"."""
+    parameter_groups: ClassVar[Mapping[str, str]]
+    """{group: regular expression over parameter names}; "full" is always there."""
+    solvers: ClassVar[Mapping[str, type[Any]]]
+    """{name: Diffusers scheduler class} beside "default", the pipeline's own."""
+    replay_solver: ClassVar[str]
+    """The solver with which the published method samples replay latents."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        for component in self.pipeline.components.values():
+            if isinstance(component, nn.Module):
+                component.requires_grad_(False).eval()
+
+    # -- what a family states -------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of `prompts`, one row each, on the model's device."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        """The denoiser's prediction `(b c h w)` float32 at network time `t` `(b,)`, in the pipeline's own sign."""
+
+    @abstractmethod
+    def network_time(self, indices: Tensor) -> Tensor:
+        """Network time of training indices: `(b,)` integers in [0, 1000) -> `(b,)` float32."""
+
+    @abstractmethod
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Clean latents `(b c h w)` carried to network time `t` with `noise` `(b c h w)`."""
+
+    @abstractmethod
+    def unscale(self, latents: Tensor) -> Tensor:
+        """Latents as the denoiser sees them -> latents as the autoencoder decodes them."""
+
+    # -- what follows ---------------------------------------------------------------------------------------------
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return cast(nn.Module, getattr(self.pipeline, self.denoiser_name))
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.denoiser.parameters()).device
+
+    def to(self, device: torch.device | str) -> Self:
+        self.pipeline.to(device)
+        return self
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """`(c, h, w)` of the latents of one picture at the model's own size."""
+        config = cast(Any, self.denoiser).config
+        size = config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        return (config.in_channels, height, width)
+
+    def copy_denoiser(self, dtype: torch.dtype) -> nn.Module:
+        """A frozen copy of the denoiser as it is now, in `dtype`."""
+        clone = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+        return nn.Module.to(clone, dtype)  # Diffusers' own `to` warns of modules to keep in float32 even of none
+
+    def parameters_of(self, group: str) -> list[str]:
+        """Names of the denoiser's parameters in `group`.
+
+        Raises:
+            ExpungeError: for a group that this family does not have.
+        """
+        groups = {"full": "", **self.parameter_groups}
+        if group not in groups:
+            raise ExpungeError(f"{type(self).__name__} has no parameter group {group!r}. {nearest(group, groups)}")
+        names = [n for n, _ in self.denoiser.named_parameters() if re.search(groups[group], n)]
+        if not names:
+            raise ExpungeError(f'No parameter of this {self.denoiser_name} is in the group {group!r}. Choose "full".')
+        return names
+
+    def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
+        """Standard normal latents `(b c h w)`, one picture per generator, drawn on the CPU."""
+        return torch.stack([torch.randn(self.latent_shape, generator=g) for g in generators])
+
+    def scheduler(self, solver: str = "default") -> Any:
+        """A fresh scheduler: the pipeline's own configuration under the named solver."""
+        own = self.pipeline.scheduler
+        if solver == "default":
+            return type(own).from_config(own.config)
+        if solver not in self.solvers:
+            known = ["default", *self.solvers]
+            raise ExpungeError(f"{type(self).__name__} has no solver {solver!r}. {nearest(solver, known)}")
+        return self.solvers[solver].from_config(own.config)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: nn.Module,
+        conditioning: Conditioning,
+        noise: Tensor,
+        *,
+        steps: int,
+        guidance: float = 1.0,
+        unconditional: Conditioning | None = None,
+        solver: str = "default",
+    ) -> Tensor:
+        """Clean latents `(b c h w)` from `noise` `(b c h w)` by `steps` solver steps.
+
+        Guidance above 1 is classifier-free, towards `conditioning` and away from `unconditional` (one row, the empty
+        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u).
+        """
+        scheduler = self.scheduler(solver)
+        scheduler.set_timesteps(steps, device=self.device)
+        guided = guidance > 1.0
+        if guided:
+            if unconditional is None:
+                raise ValueError("guidance needs the conditioning of the empty prompt")
+            rows = torch.zeros(len(noise), dtype=torch.long)
+            conditioning = Conditioning.cat([unconditional[rows], conditioning])
+        latents = noise.to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        for t in scheduler.timesteps:
+            inputs = torch.cat([latents, latents]) if guided else latents
+            if hasattr(scheduler, "scale_model_input"):
+                inputs = scheduler.scale_model_input(inputs, t)
+            prediction = self.predict(denoiser, inputs, t.expand(len(inputs)), conditioning)
+            if guided:
+                without, with_prompt = prediction.chunk(2)
+                prediction = without + guidance * (with_prompt - without)
+            latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pictures `(b 3 h w)` in [0, 1], float32 on the CPU."""
+        vae = self.pipeline.vae
+        image = vae.decode(self.unscale(latents).to(vae.dtype), return_dict=False)[0]
+        return cast(Tensor, self.pipeline.image_processor.postprocess(image, output_type="pt")).float().cpu()
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A denoiser with its backbone, counting its evaluations: `predictor(latents, t, conditioning)` is eps, v or flow."""
+
+    backbone: Backbone
+    denoiser: nn.Module
+    evaluations: Evaluations
+
+    def __call__(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        self.evaluations.forward += len(latents)
+        prediction = self.backbone.predict(self.denoiser, latents, t, conditioning)
+        if prediction.requires_grad:
+            self.evaluations.backward += len(latents)
+        return prediction
+
+    def sample(self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str) -> Tensor:
+        """Latents `(b c h w)` without guidance, as replay uses them."""
+        self.evaluations.forward += len(noise) * steps
+        return self.backbone.sample(self.denoiser, conditioning, noise, steps=steps, solver=solver)

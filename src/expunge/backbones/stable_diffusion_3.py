@@ -1,0 +1,66 @@
+"""Stable Diffusion 3 and 3.5: a transformer that predicts the flow velocity noise - x0 from joint text-image attention.
+
+Source: Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis", arXiv 2403.03206;
+scalings as in Diffusers' `StableDiffusion3Pipeline`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from torch import Tensor, nn
+
+from expunge.backbones.base import Backbone, Conditioning
+
+
+class StableDiffusion3(Backbone):
+    """Network time is 1000 sigma, sigma in (0, 1]; x_sigma = (1 - sigma) x0 + sigma noise.
+
+    There is no cross-attention in a joint-attention transformer. Its counterpart here are the projections of the text
+    stream inside joint attention: what an image token can read from a text token passes through them.
+    """
+
+    pipeline_class = StableDiffusion3Pipeline
+    denoiser_name = "transformer"
+    parameter_groups = {
+        "cross-attention": r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.",
+        "cross-attention-kv": r"\.attn\.add_[kv]_proj\.",
+    }
+    solvers = {"euler": FlowMatchEulerDiscreteScheduler}
+    replay_solver = "euler"
+
+    def __init__(self, pipeline: Any) -> None:
+        super().__init__(pipeline)
+        # The scheduler lists its training times from noise to picture; a training index counts the other way.
+        self._times = self.scheduler().timesteps.flip(0).float()
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False
+        )
+        return Conditioning({"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()})
+
+    def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        dtype = next(denoiser.parameters()).dtype
+        prediction = denoiser(
+            hidden_states=latents.to(dtype),
+            timestep=t,
+            **{k: v.to(dtype) for k, v in conditioning.tensors.items()},
+            return_dict=False,
+        )[0]
+        return cast(Tensor, prediction).float()
+
+    def network_time(self, indices: Tensor) -> Tensor:
+        return self._times[indices.cpu()].to(indices.device)
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        sigma = (t / 1000.0).view(-1, 1, 1, 1)
+        return (1.0 - sigma) * clean + sigma * noise
+
+    def unscale(self, latents: Tensor) -> Tensor:
+        config = self.pipeline.vae.config
+        return latents / cast(float, config.scaling_factor) + cast(float, config.shift_factor)

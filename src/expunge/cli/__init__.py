@@ -1,0 +1,5 @@
+"""The command line: parses, calls the API, prints."""
+
+from expunge.cli.app import app
+
+__all__ = ["app"]

@@ -1,0 +1,215 @@
+"""The commands. Exit codes: 0 done, 1 a gate failed, 2 bad usage or input, 3 interrupted (resumable)."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from expunge.errors import ExpungeError, GateFailed, Interrupted
+
+if TYPE_CHECKING:
+    from expunge.stream import Run
+
+app = typer.Typer(
+    help="Remove concepts from text-to-image diffusion models, one deletion request after another.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console()
+problems = Console(stderr=True)
+
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")]
+Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts to forget, one request each.")]
+Set = Annotated[
+    list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field of the preset (repeatable).")
+]
+
+
+@contextmanager
+def _sentences() -> Iterator[None]:
+    """Turn what goes wrong into a sentence and an exit code."""
+    try:
+        yield
+    except ExpungeError as error:
+        problems.print(str(error), style="bold red" if error.exit_code == 2 else "bold yellow", highlight=False)
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        problems.print("Interrupted. Nothing is lost: `expunge resume RUN` goes on from the last checkpoint.")
+        raise typer.Exit(Interrupted.exit_code) from None
+
+
+def _quiet() -> None:
+    """Silence the libraries' own progress bars and hints; ours say what goes on."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
+    """--set train.steps=80 -> {"train": {"steps": 80}}; values are TOML, bare words are strings."""
+    changes: dict[str, dict[str, Any]] = {}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        section, dot, field = path.partition(".")
+        if not (equals and dot and field):
+            raise ExpungeError(f"--set {assignment} is not SECTION.FIELD=VALUE, e.g. train.steps=80.")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        changes.setdefault(section, {})[field] = value
+    return changes
+
+
+@app.command()
+def run(
+    path: RunPath,
+    concepts: Concepts,
+    preset: Annotated[str, typer.Option(help="A preset's name, or a TOML file.")] = "lacu-iconworld",
+    model: Annotated[str | None, typer.Option(help="A built-in model, a Diffusers folder or a hub id.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="What is measured: a built-in protocol or a TOML file.")] = None,
+    assignments: Set = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Make a run, and serve one request for each CONCEPT."""
+    with _sentences():
+        _quiet()
+        from expunge.stream import Run
+
+        changes = _changes(assignments)
+        if model is not None:
+            changes.setdefault("model", {})["source"] = model
+        if protocol is not None:
+            changes.setdefault("evaluate", {})["protocol"] = protocol
+        _serve(Run.create(path, requests=concepts, preset_name=preset, changes=changes))
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/demo")) -> None:
+    """Serve the requests of the protocol iconworld-demo on the built-in model, and write a page about it."""
+    with _sentences():
+        _quiet()
+        from expunge.iconworld import protocol
+        from expunge.stream import Run
+
+        if (out / "run.toml").exists():
+            _serve(Run(out))
+        else:
+            name = "iconworld-demo"
+            requests = protocol(name).requests
+            _serve(Run.create(out, requests=requests, changes={"evaluate": {"protocol": name}}))
+
+
+@app.command()
+def request(path: RunPath, concepts: Concepts) -> None:
+    """Append one request that names all CONCEPTs; `expunge resume` serves it."""
+    with _sentences():
+        from expunge.stream import Run
+
+        added = Run(path).request(*concepts)
+        console.print(f"Request {added.id} waits. `expunge resume {path}` serves it.", highlight=False)
+
+
+@app.command()
+def resume(path: RunPath) -> None:
+    """Serve the open requests, going on where an interrupted step stood."""
+    with _sentences():
+        _quiet()
+        from expunge.stream import Run
+
+        _serve(Run(path))
+
+
+@app.command()
+def status(path: RunPath) -> None:
+    """List the requests of a run and what became of them."""
+    with _sentences():
+        from expunge.stream import Run
+
+        _print_status(Run(path))
+
+
+@app.command()
+def report(path: RunPath) -> None:
+    """Write RUN/report.html anew."""
+    with _sentences():
+        from expunge import report as page
+        from expunge.stream import Run
+
+        console.print(f"{page.write(Run(path))}", highlight=False)
+
+
+@app.command()
+def export(path: RunPath, folder: Annotated[Path, typer.Argument(metavar="FOLDER")]) -> None:
+    """Write the current model as a Diffusers folder that loads without Expunge."""
+    with _sentences():
+        _quiet()
+        from expunge.stream import Run
+
+        Run(path).export(folder)
+        console.print(f"{folder} loads with DiffusionPipeline.from_pretrained.", highlight=False)
+
+
+@app.command()
+def generate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run, a built-in model, a Diffusers folder or a hub id.")
+    ],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
+    out: Annotated[Path, typer.Option(help="A PNG file.")] = Path("picture.png"),
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
+    guidance: Annotated[float, typer.Option(min=1.0)] = 3.0,
+) -> None:
+    """Paint one picture."""
+    with _sentences():
+        if not prompt.strip():
+            raise ExpungeError("The prompt is blank. Say what to paint.")
+        _quiet()
+        from expunge.stream import paint_one
+
+        paint_one(model, prompt, seed=seed, steps=steps, guidance=guidance).save(out)
+        console.print(f"{out}", highlight=False)
+
+
+def _serve(run: Run) -> None:
+    from expunge import report as page
+    from expunge.cli.progress import RunProgress
+
+    rejected = None
+    with RunProgress(console) as progress:
+        for record in run.serve(progress):
+            page.write(run)
+            rejected = record if record.status == "rejected" else None
+    _print_status(run)
+    if run.directory.report.exists():
+        console.print(f"Pictures and figures: {run.directory.report}", highlight=False)
+    if rejected is not None:
+        failed = [c for c in rejected.gate if not c.passed]
+        reasons = "; ".join(
+            f"{c.name} is {'not measured' if c.value is None else f'{c.value:.2f}'}, the limit is {c.threshold:.2f}"
+            for c in failed
+        )
+        raise GateFailed(
+            f"Step {rejected.index} did not pass the gate ({reasons}). The model before it stays current. "
+            "Request the concept again in this run, or start a run with another method.strength or train.steps."
+        )
+
+
+def _print_status(run: Run) -> None:
+    from expunge.cli.tables import status_table
+
+    console.print(status_table(run))
+
+
+if __name__ == "__main__":
+    app()

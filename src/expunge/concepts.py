@@ -1,0 +1,110 @@
+"""What must go, and whether a prompt speaks of it.
+
+Matching is by whole words and phrases: "pineapple" does not speak of "apple", "golf balls" speaks of "golf ball",
+"tennis ball" does not.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_WORD = re.compile(r"[^\W_]+")
+
+
+def _check_name(name: str) -> str:
+    name = " ".join(name.split())
+    if not _WORD.search(name):
+        raise ValueError("a concept needs a name with at least one letter or digit")
+    if len(name) > 200:
+        raise ValueError(f"the name of a concept has at most 200 characters, not {len(name)}")
+    return name
+
+
+class Concept(BaseModel):
+    """A thing, style, person, character or brand that a request names.
+
+    Attributes:
+        name: how people call it, e.g. "golf ball".
+        kind: "object", "style", "person", "character", "brand" or "background".
+        aliases: other names that mean the same concept.
+        confusables: names of neighbours that must not count as the concept, e.g. "tennis ball".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    kind: str = "object"
+    aliases: tuple[str, ...] = ()
+    confusables: tuple[str, ...] = ()
+
+    _name = field_validator("name")(_check_name)
+
+    @model_validator(mode="after")
+    def _no_alias_is_a_confusable(self) -> Self:
+        own = {tuple(words(n)) for n in self.names}
+        for other in self.confusables:
+            if tuple(words(other)) in own:
+                raise ValueError(
+                    f"{other!r} is both a name of {self.name!r} and a confusable that must not count as it"
+                )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+
+class Request(BaseModel):
+    """One deletion request: the concepts that it names, when it came, and its id (the number of the step that serves it)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    concepts: tuple[Concept, ...] = Field(min_length=1)
+    received_at: str
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words of a text; hyphens and underscores separate words."""
+    return _WORD.findall(text.casefold())
+
+
+def mentions(prompt: str, concept: Concept) -> str | None:
+    """The name or alias under which `prompt` speaks of `concept`, or None. Words inside a confusable do not count."""
+    prompt_words = words(prompt)
+    taken = {
+        i
+        for name in concept.confusables
+        for start, end in _places(prompt_words, words(name))
+        for i in range(start, end)
+    }
+    for name in concept.names:
+        if any(not taken.issuperset(range(start, end)) for start, end in _places(prompt_words, words(name))):
+            return name
+    return None
+
+
+def _places(prompt_words: list[str], phrase: list[str]) -> list[tuple[int, int]]:
+    """Where `phrase` stands in the prompt, its last word also in the plural."""
+    n = len(phrase)
+    lasts = _forms(phrase[-1])
+    return [
+        (i, i + n)
+        for i in range(len(prompt_words) - n + 1)
+        if prompt_words[i : i + n - 1] == phrase[:-1] and prompt_words[i + n - 1] in lasts
+    ]
+
+
+def _forms(word: str) -> set[str]:
+    """A word and its regular English plurals (and the singular, where the word itself is one)."""
+    forms = {word, word + "s", word + "es"}
+    if word.endswith("y"):
+        forms.add(word[:-1] + "ies")
+    if word.endswith("f"):
+        forms.add(word[:-1] + "ves")
+    if word.endswith("fe"):
+        forms.add(word[:-2] + "ves")
+    return forms

@@ -1,0 +1,33 @@
+"""Continual regularizers: orthogonal to methods, applied to whatever is being trained."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+
+class ConstraintConfig(BaseModel):
+    """Hyperparameters of a constraint. `name` picks it from `CONSTRAINTS`; unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """Values of the trained parameters that a constraint may hold on to: {name: tensor}."""
+
+    previous: Mapping[str, Tensor]
+    base: Mapping[str, Tensor]
+
+
+class Constraint(ABC):
+    """Acts on gradients once per optimizer step, after they are summed and unscaled and before they are clipped."""
+
+    @abstractmethod
+    def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:
+        """Change `.grad` of the parameters in place; return the value of the penalty (a scalar) for the log."""

@@ -1,0 +1,230 @@
+"""The one training loop: any gradient method, any backbone, any constraints.
+
+One optimizer step is `accumulation` micro-batches on each process, summed; then constraints, clipping, AdamW. What a
+micro-batch holds depends on its position alone, so parameters, AdamW moments and the number of steps done are the whole
+state: training resumes from them to the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.constraints import Anchors, Constraint
+from expunge.errors import ExpungeError
+from expunge.files import append_line, load_tensors, save_tensors, write_text
+from expunge.methods import GradientMethod, Position
+
+Precision = Literal["fp32", "bf16", "fp16"]
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TrainConfig(BaseModel):
+    """How a step is trained. Defaults are the published ones (arXiv 2512.02657, ECCV version) where it states one.
+
+    Attributes:
+        parameters: the group of parameters that is trained: full, cross-attention or cross-attention-kv.
+        precision: fp32, bf16 or fp16 arithmetic (parameters and optimizer stay in fp32; fp16 needs a GPU).
+        steps: optimizer steps per request. Source: 250 to 350 by concept.
+        batch_size: rows of each role (forget, retain) per micro-batch and process. Source: 18 on each of 3 processes.
+        accumulation: micro-batches per optimizer step. Source: 2.
+        learning_rate: AdamW's, after warm-up. Source: 5e-5.
+        warmup_steps: optimizer steps over which the learning rate rises linearly. Source: 30 calls of a scheduler that is
+            called once per process, 10 optimizer steps on 3 processes.
+        weight_decay: AdamW's, towards zero. Source: 1e-2, which works against the L2 term; 0 here.
+        max_grad_norm: clipping threshold of the global gradient norm. Source: 1.0.
+        checkpoint_steps: optimizer steps between checkpoints.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    parameters: str = "full"
+    precision: Precision = "fp32"
+    steps: int = Field(300, ge=1)
+    batch_size: int = Field(18, ge=1)
+    accumulation: int = Field(2, ge=1)
+    learning_rate: float = Field(5e-5, gt=0)
+    warmup_steps: int = Field(10, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    checkpoint_steps: int = Field(25, ge=1)
+
+
+@dataclass(frozen=True)
+class StepLog:
+    """One optimizer step, as `train.jsonl` keeps it. `losses` are unweighted means over the step's rows."""
+
+    step: int
+    losses: Mapping[str, float]
+    learning_rate: float
+    gradient_norm: float
+    seconds: float
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Constant after a linear warm-up, by optimizer step (0-based)."""
+    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
+
+
+def compute_dtype(precision: Precision) -> torch.dtype:
+    """The dtype of network evaluations.
+
+    Raises:
+        ExpungeError: for fp16 without a GPU.
+    """
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ExpungeError("precision fp16 needs a CUDA GPU, and none is here. Use fp32 or bf16.")
+    return _DTYPES[precision]
+
+
+def train(
+    backbone: Backbone,
+    teacher: Predictor,
+    method: GradientMethod[Any, Any],
+    state: Any,
+    constraints: Sequence[Constraint],
+    base: Mapping[str, Tensor],
+    config: TrainConfig,
+    *,
+    checkpoint: Path,
+    log: Path,
+    evaluations: Evaluations,
+    on_step: Callable[[StepLog], None] = lambda _: None,
+) -> None:
+    """Train the backbone's denoiser in place, from `checkpoint` where one lies there.
+
+    Args:
+        teacher: M(k-1); its denoiser also gives the constraints' previous values.
+        base: values of M(0) by parameter name.
+        checkpoint: folder of the unfinished step's state.
+        log: `train.jsonl`.
+        evaluations: counts the student's evaluations.
+
+    Raises:
+        ExpungeError: when a loss is not finite; nothing after the last checkpoint is kept.
+    """
+    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
+    parameters = _trainable(backbone, config.parameters)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
+    )
+    done = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
+    _keep_log_until(log, done)
+    denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
+    student = Predictor(backbone, denoiser, evaluations)
+    previous = dict(teacher.denoiser.named_parameters())
+    anchors = Anchors({n: previous[n] for n in parameters}, {n: base[n].to(accelerator.device) for n in parameters})
+
+    for step in range(done, config.steps):
+        start = time.perf_counter()
+        rate = learning_rate(config, step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        sums: dict[str, Tensor] = {}
+        for micro in range(config.accumulation):
+            position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
+            last = micro == config.accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(denoiser):
+                with accelerator.autocast():
+                    losses = method.losses(method.batch(state, position), student, teacher, state)
+                total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
+                accelerator.backward(total / config.accumulation)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
+        values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
+        _check_finite(values, step, checkpoint)
+        accelerator.unscale_gradients(optimizer)
+        for constraint in constraints:
+            values["regularize"] = values.get("regularize", 0.0) + constraint.regularize(parameters, anchors).item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm).item()
+        optimizer.step()
+        optimizer.zero_grad()
+        entry = StepLog(step + 1, values, rate, norm, time.perf_counter() - start)
+        if accelerator.is_main_process:
+            append_line(log, json.dumps(vars(entry)))
+            on_step(entry)
+            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
+                _store(checkpoint, step + 1, parameters, optimizer.optimizer, accelerator.scaler)
+    accelerator.wait_for_everyone()
+    accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
+
+
+def _trainable(backbone: Backbone, group: str) -> dict[str, nn.Parameter]:
+    names = set(backbone.parameters_of(group))
+    parameters = {n: p for n, p in backbone.denoiser.named_parameters() if n in names}
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def _check_finite(values: Mapping[str, float], step: int, checkpoint: Path) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise ExpungeError(
+            f"The loss {' and '.join(bad)} is not finite at optimizer step {step + 1}. The model was not changed. "
+            "Lower learning_rate or strength, or use precision fp32, in a new run."
+        )
+
+
+# -- checkpoints: parameters, AdamW moments, steps done -------------------------------------------------------------------
+
+
+def _store(
+    folder: Path, done: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any
+) -> None:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        moments = optimizer.state[parameter]
+        tensors |= {f"parameter.{name}": parameter, f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
+    name = f"train-{done:06d}.safetensors"
+    scale = json.dumps(scaler.state_dict()) if scaler is not None else "{}"
+    save_tensors(folder / name, tensors, {"done": str(done), "scaler": scale})
+    write_text(folder / "latest", name)
+    for old in folder.glob("train-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def _restore(
+    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any
+) -> int:
+    """Load the latest checkpoint into parameters and optimizer; the number of steps that it had done (0 without one)."""
+    latest = folder / "latest"
+    if not latest.exists():
+        return 0
+    path = folder / latest.read_text()
+    tensors = load_tensors(path)
+    done = int(path.stem.removeprefix("train-"))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            optimizer.state[parameter] = {
+                "step": torch.tensor(float(done)),
+                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"m.{name}"]),
+                "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"v.{name}"]),
+            }
+    if scaler is not None:
+        with safe_open(path, framework="pt") as file:
+            scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
+    return done
+
+
+def _keep_log_until(log: Path, done: int) -> None:
+    """Drop the lines of steps that were done after the checkpoint and will be done again."""
+    if log.exists():
+        kept = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        write_text(log, "".join(line for line in kept if json.loads(line)["step"] <= done))

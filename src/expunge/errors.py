@@ -1,0 +1,31 @@
+"""What Expunge says when it cannot go on: one sentence on what is wrong, one on what would be right."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ExpungeError(Exception):
+    """Bad usage or input. The command line prints the message and ends with `exit_code`."""
+
+    exit_code = 2
+
+
+class GateFailed(ExpungeError):
+    """A step was finished and measured, but its model did not pass the gate."""
+
+    exit_code = 1
+
+
+class Interrupted(ExpungeError):
+    """Work stopped half-way on request; `expunge resume` goes on from the last checkpoint."""
+
+    exit_code = 3
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A sentence that offers the known names closest to `name` (all of them where none is close)."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"Did you mean {' or '.join(close)}?" if close else f"Known: {', '.join(names)}."

@@ -1,0 +1,118 @@
+"""Metrics as pure functions over the judgement table. A metric that cannot be measured is None, never 0.
+
+Counts of one concept carry Wilson intervals; means over many prompts are bootstrapped by prompt, because pictures of one
+prompt are not independent; differences from the base model are paired by row and bootstrapped the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+_DRAWS = 2000
+_LEVEL = 0.95
+
+
+class Value(BaseModel):
+    """A measured value with its 95 % interval and the number of pictures behind it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def wilson(successes: int, n: int) -> Value | None:
+    """Share of successes with Wilson's score interval. Source: Wilson (1927), JASA 22:209-212."""
+    if n == 0:
+        return None
+    z, p = 1.959963984540054, successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return Value(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+
+
+def clustered(
+    tables: Sequence[pd.DataFrame], statistic: Callable[[Sequence[np.ndarray]], np.ndarray], seed: int = 0
+) -> Value | None:
+    """A statistic of the means of column `x` of each table, with a percentile bootstrap clustered by prompt.
+
+    Each table has the columns `prompt` and `x` (missing values are left out). Prompts are drawn with replacement within
+    each table. `statistic` maps the tables' means (arrays of any equal length) to the statistic.
+    """
+    rng = np.random.default_rng(seed)
+    points, draws, n = [], [], 0
+    for table in tables:
+        known = table.dropna(subset=["x"])
+        if known.empty:
+            return None
+        groups = known.assign(x=known["x"].astype(float)).groupby("prompt", sort=True)["x"].agg(["sum", "count"])
+        sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
+        picks = rng.integers(len(groups), size=(_DRAWS, len(groups)))
+        points.append(np.array([sums.sum() / counts.sum()]))
+        draws.append(sums[picks].sum(axis=1) / counts[picks].sum(axis=1))
+        n += int(counts.sum())
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(statistic(draws), [tail, 1 - tail])
+    return Value(value=float(statistic(points)[0]), low=float(low), high=float(high), n=n)
+
+
+def mean(table: pd.DataFrame, column: str) -> Value | None:
+    """Mean of a column, bootstrapped by prompt. Where all answers agree, resampling shows no spread at all; the interval
+    is then Wilson's with one count per prompt."""
+    value = clustered([table[["prompt"]].assign(x=table[column])], lambda means: means[0])
+    if value is None or value.value not in (0.0, 1.0):
+        return value
+    prompts = table.loc[table[column].notna(), "prompt"].nunique()
+    bounds = wilson(round(value.value * prompts), prompts)
+    assert bounds is not None
+    return bounds.model_copy(update={"n": value.n})
+
+
+def difference(after: pd.DataFrame, before: pd.DataFrame, column: str) -> Value | None:
+    """Mean of (after - before) over the rows that both tables have, paired by `row` and bootstrapped by prompt."""
+    pair = after.merge(before, on=["row", "prompt"], suffixes=("_after", "_before"))
+    x = pair[f"{column}_after"].astype("Float64") - pair[f"{column}_before"].astype("Float64")
+    return clustered([pair[["prompt"]].assign(x=x)], lambda means: means[0])
+
+
+def unlearning_accuracy(table: pd.DataFrame, concept: str) -> Value | None:
+    """UA of one concept: share of its forget-prompt pictures that the judge says do not show it (unknowns left out)."""
+    shown = table.loc[(table["role"] == "forget") & (table["concept"] == concept), "shown"].dropna()
+    return wilson(int((~shown.astype(bool)).sum()), len(shown))
+
+
+def harmonic_mean(parts: Sequence[pd.DataFrame]) -> Value | None:
+    """Harmonic mean of the means of column `x` of the tables (UA, IRA, CRA)."""
+    return clustered(parts, lambda means: len(means) / np.sum([1 / np.maximum(m, 1e-12) for m in means], axis=0))
+
+
+def of_roles(table: pd.DataFrame, forgotten: Sequence[str], free_of: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """The table's parts: "forget" (rows of `forgotten`), "neighbour", "neighbour_unreplayed", "other".
+
+    A row that measures retention counts only if nothing in it was ever asked to go (`free_of`).
+    """
+    gone = set(free_of)
+    asked = table["asked"].str.split("; ").map(lambda parts: {p.partition("=")[2] for p in parts})
+    free = ~asked.map(lambda names: bool(names & gone)).astype(bool)
+    neighbour = table[(table["role"] == "neighbour") & free]
+    return {
+        "forget": table[(table["role"] == "forget") & table["concept"].isin(list(forgotten))],
+        "neighbour": neighbour,
+        "neighbour_unreplayed": neighbour[~neighbour["replayed"]],
+        "other": table[(table["role"] == "other") & free],
+    }
+
+
+def image_drift(after: Sequence[np.ndarray], before: Sequence[np.ndarray], prompts: Sequence[str]) -> Value | None:
+    """Mean over picture pairs of the root mean squared pixel difference, pixels in [0, 1], bootstrapped by prompt."""
+    x = [
+        float(np.sqrt(np.mean(((a.astype(float) - b.astype(float)) / 255) ** 2)))
+        for a, b in zip(after, before, strict=True)
+    ]
+    return clustered([pd.DataFrame({"prompt": list(prompts), "x": x})], lambda means: means[0])

@@ -1,0 +1,184 @@
+"""What is measured: which concepts, which prompts, which seeds, which sampler. Fixed before anything is tuned.
+
+A protocol is one TOML file. Its rows (prompt, seed) are the same for the base model and for every step; the neighbours
+and the others hold no concept that the protocol ever forgets, and half of each neighbour group is held out from training.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from expunge import seeds
+from expunge.concepts import Concept
+from expunge.errors import ExpungeError
+from expunge.prompts import PromptSource
+
+Role = Literal["forget", "neighbour", "other"]
+Level = Literal["between", "final"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SamplerConfig(_Strict):
+    """How evaluation pictures are sampled; `batch_size` fixes the batch boundaries, so that rows stay comparable."""
+
+    solver: str
+    steps: int = Field(ge=1)
+    guidance: float = Field(ge=1.0)
+    batch_size: int = Field(48, ge=1)
+
+
+class Counts(_Strict):
+    """Pictures per concept to forget, and in all for neighbours (IRA) and others (CRA)."""
+
+    forget: int = Field(ge=1)
+    neighbours: int = Field(ge=1)
+    others: int = Field(ge=1)
+
+
+class Neighbours(_Strict):
+    """Neighbours of a concept: those that training may replay, and those that it never sees."""
+
+    replayed: tuple[str, ...]
+    held_out: tuple[str, ...] = Field(min_length=1)
+
+
+class Protocol(_Strict):
+    """A protocol file.
+
+    Attributes:
+        requests: the sequence of requests that the protocol is made for, each a list of concepts.
+        neighbours: {concept of the requests: its neighbours}.
+        others: concepts that measure the rest (CRA).
+        scenes: {slot: values that evaluation prompts use}; values that are ever forgotten are left out by themselves.
+        between, final: counts after every step, and after the last one.
+        prompts_per_row: each prompt is painted with this many seeds.
+    """
+
+    schema_: int = Field(alias="schema", ge=1, le=1)
+    name: str
+    model: str
+    judge: str
+    seed: int
+    requests: tuple[tuple[str, ...], ...]
+    neighbours: dict[str, Neighbours]
+    others: tuple[str, ...] = Field(min_length=1)
+    scenes: dict[str, tuple[str, ...]] = {}
+    seeds_per_prompt: int = Field(2, ge=1)
+    sampler: SamplerConfig
+    between: Counts
+    final: Counts
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text()))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+            raise ExpungeError(f"The protocol file {path} cannot be used: {error}") from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        forgotten = {name for request in self.requests for name in request}
+        if missing := sorted(forgotten - set(self.neighbours)):
+            raise ValueError(f"no neighbours are given for {missing}")
+        retained = {
+            *self.others,
+            *(n for group in self.neighbours.values() for n in (*group.replayed, *group.held_out)),
+        }
+        if both := sorted(forgotten & retained):
+            raise ValueError(f"{both} would be forgotten and retained")
+        replayed = {n for group in self.neighbours.values() for n in group.replayed}
+        if both := sorted(replayed & self.held_out):
+            raise ValueError(f"{both} would be replayed and held out")
+        if both := sorted(set(self.others) & {*replayed, *self.held_out}):
+            raise ValueError(f"{both} would count as neighbours and as others")
+        for counts in ("forget", "neighbours", "others"):
+            if getattr(self.between, counts) > getattr(self.final, counts):
+                raise ValueError(f"between.{counts} must not be above final.{counts}")
+        return self
+
+    @property
+    def held_out(self) -> frozenset[str]:
+        """Neighbours that are never trained on."""
+        return frozenset(n for group in self.neighbours.values() for n in group.held_out)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture that is painted and judged: the same for every model."""
+
+    id: str
+    role: Role
+    concept: str
+    slot: str
+    replayed: bool
+    level: Level
+    prompt: str
+    scene: Mapping[str, str]
+    seed: int
+
+
+def retention_rows(protocol: Protocol, source: PromptSource) -> list[Row]:
+    """The rows of the neighbours, then of the others."""
+    neighbours = list(dict.fromkeys(n for g in protocol.neighbours.values() for n in (*g.held_out, *g.replayed)))
+    return [
+        *_rows(protocol, source, "neighbour", neighbours, protocol.between.neighbours, protocol.final.neighbours),
+        *_rows(protocol, source, "other", protocol.others, protocol.between.others, protocol.final.others),
+    ]
+
+
+def forget_rows(protocol: Protocol, source: PromptSource, concept: Concept) -> list[Row]:
+    """The rows of one concept to forget; the same whether it was requested early, late, or never."""
+    return _rows(protocol, source, "forget", [concept.name], protocol.between.forget, protocol.final.forget)
+
+
+def batches(rows: Sequence[Row], size: int) -> Iterable[Sequence[Row]]:
+    """Fixed batches: rows of one level and role (and one concept, where it is to be forgotten) are painted together."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        key = (row.level, row.role, row.concept if row.role == "forget" else "")
+        groups.setdefault(key, []).append(row)
+    for group in groups.values():
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def _rows(
+    protocol: Protocol, source: PromptSource, role: Role, names: Sequence[str], between: int, final: int
+) -> list[Row]:
+    """`final` rows in all, spread evenly over `names`; the first ones of each, `between` in all, are of level "between"."""
+    avoid = frozenset(n for request in protocol.requests for n in request)
+    rows = []
+    for place, name in enumerate(names):
+        count, early = (len(range(place, n, len(names))) for n in (final, between))
+        per = protocol.seeds_per_prompt
+        concept = source.concept(name)
+        prompts = source.evaluation_prompts(
+            concept, -(-count // per), seeds.derive(protocol.seed, "prompts") % 2**32, avoid, protocol.scenes
+        )
+        slot = next(s for s, v in prompts[0].scene.items() if v == concept.name)
+        for i in range(count):
+            row = f"{role}/{concept.name}/{i}"
+            scene = prompts[i // per]
+            rows.append(
+                Row(
+                    id=row,
+                    role=role,
+                    concept=concept.name,
+                    slot=slot,
+                    replayed=role == "neighbour" and concept.name not in protocol.held_out,
+                    level="between" if i < early else "final",
+                    prompt=scene.prompt,
+                    scene=scene.scene,
+                    seed=seeds.derive(protocol.seed, row) % 2**32,
+                )
+            )
+    return rows

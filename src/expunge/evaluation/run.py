@@ -1,0 +1,80 @@
+"""Paint the rows of a protocol with a model and have them judged: one table row per picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from expunge.backbones import Backbone
+from expunge.evaluation.judge import Judge, Question
+from expunge.evaluation.protocol import Row, SamplerConfig, batches
+
+Images = dict[str, np.ndarray]
+"""{row id: picture `(h w 3)` uint8}"""
+
+
+def paint(
+    backbone: Backbone, denoiser: nn.Module, prompts: Sequence[str], seeds: Sequence[int], sampler: SamplerConfig
+) -> Tensor:
+    """Pictures `(b 3 h w)` in [0, 1], one prompt and one seed each."""
+    latents = backbone.sample(
+        denoiser,
+        backbone.encode(prompts),
+        backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds]),
+        steps=sampler.steps,
+        guidance=sampler.guidance,
+        unconditional=backbone.encode([""]),
+        solver=sampler.solver,
+    )
+    return backbone.decode(latents)
+
+
+def evaluate(
+    backbone: Backbone,
+    denoiser: nn.Module,
+    rows: Sequence[Row],
+    sampler: SamplerConfig,
+    judge: Judge,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[pd.DataFrame, Images]:
+    """Judgements in the order of `rows`, and the pictures."""
+    table: dict[str, dict[str, object]] = {}
+    images: Images = {}
+    for batch in batches(rows, sampler.batch_size):
+        pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler)
+        pixels = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
+        answers = judge.judge(pictures, [Question(r.concept, r.slot, r.scene) for r in batch])
+        for row, picture, answer in zip(batch, pixels, answers, strict=True):
+            images[row.id] = picture
+            table[row.id] = {
+                "row": row.id,
+                "role": row.role,
+                "concept": row.concept,
+                "replayed": row.replayed,
+                "level": row.level,
+                "prompt": row.prompt,
+                "seed": row.seed,
+                "asked": "; ".join(f"{slot}={value}" for slot, value in row.scene.items()),
+                "judge": judge.name,
+                "shown": answer.shown,
+                "confidence": answer.confidence,
+                "recognisable": answer.recognisable,
+                "context": answer.context,
+                "collapsed": collapsed(picture),
+                **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
+                **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
+                "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
+            }
+        progress(len(table), len(rows))
+    frame = pd.DataFrame([table[row.id] for row in rows])
+    return frame.astype({c: "boolean" for c in ("shown", "recognisable", "context")}), images
+
+
+def collapsed(picture: np.ndarray) -> bool:
+    """Whether a picture is blank: its pixels hardly differ (standard deviation under 2 % of the range)."""
+    return bool(picture.reshape(-1, picture.shape[-1]).std(axis=0).max() < 0.02 * 255)

@@ -1,0 +1,115 @@
+"""Files that are either whole or absent: every write goes to a temporary name, is flushed, and is renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from expunge.errors import ExpungeError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExpungeError(f"{path} cannot be read as JSON ({error}). Restore it from a copy of the run.") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append one line and flush it; a half-written last line left by a crash is cut off first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+b") as file:
+        end = file.tell()
+        if end:
+            file.seek(0)
+            complete = file.read().rfind(b"\n") + 1
+            if complete != end:
+                file.truncate(complete)
+        file.seek(0, os.SEEK_END)
+        file.write(line.encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[str]:
+    """The complete lines of an append-only file (a half-written last line does not count)."""
+    if not path.exists():
+        return []
+    data = path.read_bytes()
+    return data[: data.rfind(b"\n") + 1].decode().splitlines()
+
+
+def canonical_json(value: Any) -> str:
+    """One spelling per value: sorted keys, no blanks. What is hashed is written this way."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_bytes(data: bytes) -> str:
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
+    """Digest of the names and contents of all files below `folder` that end in one of `suffixes`."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in suffixes)
+    return digest_bytes(canonical_json([[str(p.relative_to(folder)), digest_file(p)] for p in files]).encode())
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically. The same tensors give the same bytes."""
+    with replacing(path) as temporary:
+        save_file({k: tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}, temporary, dict(metadata or {}))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    if path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+        raise ExpungeError(f"{path} is a pickle, which can run code when it is opened. Convert it to .safetensors.")
+    return load_file(path)
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,89 @@
+"""How close two prompts are in the model's own eyes, and what that says about mapping prompts and neighbours.
+
+Score distance (arXiv 2512.02657, ECCV version; reference implementation: model_score_map_gen.py, mode "discrete"):
+
+    d(p, q) = E_k mean_chw ( eps(x_k, t_k, p; theta*) - eps(x_k, t_k, q; theta*) )^2
+
+over K shared draws x_k = q(x_{t_k} | z_k), z_k ~ N(0, I), t_k uniform. Because all candidates see the same draws, their
+distances are paired and few draws suffice to order them. Distances are comparable within one model only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from expunge.backbones import Backbone, Conditioning, Predictor
+from expunge.errors import ExpungeError
+from expunge.prompts import Candidate, ForgetPrompt
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Noisy latents `(k c h w)` and their network times `(k,)`."""
+
+    latents: Tensor
+    t: Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The mapping prompt chosen for a forget prompt, with the distances of all its candidates, in their order."""
+
+    id: str
+    forget: str
+    mapping: str
+    replacement: str | None
+    distances: tuple[float, ...]
+
+
+def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) -> Draws:
+    """`count` draws as published: pure noise z carried to a uniform time, hence x ~ N(0, I) at every time."""
+    shape = (count, *backbone.latent_shape)
+    clean, noise = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    t = backbone.network_time(torch.randint(1000, (count,), generator=generator)).to(backbone.device)
+    return Draws(backbone.add_noise(clean.to(backbone.device), noise.to(backbone.device), t), t)
+
+
+@torch.no_grad()
+def score_distances(
+    predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, batch_size: int = 64
+) -> Tensor:
+    """Score distance of one source prompt to each of m candidates: `(m,)` float32 on the CPU."""
+    prompts = Conditioning.cat([source, candidates])
+    k, m = len(draws.t), len(prompts)
+    latents = draws.latents.repeat_interleave(m, 0)
+    t = draws.t.repeat_interleave(m, 0)
+    rows = torch.arange(m, device=draws.t.device).repeat(k)
+    parts = [
+        predict(latents[i : i + batch_size], t[i : i + batch_size], prompts[rows[i : i + batch_size]])
+        for i in range(0, k * m, batch_size)
+    ]
+    predictions = torch.cat(parts).view(k, m, *latents.shape[1:])
+    return (predictions[:, 1:] - predictions[:, :1]).square().mean(dim=(0, 2, 3, 4)).cpu()
+
+
+def rank(
+    predict: Predictor, name: str, others: Sequence[str], draws: Draws, batch_size: int
+) -> list[tuple[str, float]]:
+    """`others` with their score distance to `name`, nearest first (ties in the given order)."""
+    encode = predict.backbone.encode
+    distances = score_distances(predict, encode([name]), encode(others), draws, batch_size).tolist()
+    return sorted(zip(others, distances, strict=True), key=lambda pair: pair[1])
+
+
+def choose_mapping(predict: Predictor, prompts: Sequence[ForgetPrompt], draws: Draws, batch_size: int) -> list[Choice]:
+    """For each forget prompt the candidate nearest in score distance (the first, where two are equally near)."""
+    choices = []
+    for prompt in prompts:
+        if not prompt.candidates:
+            raise ExpungeError(f"The forget prompt {prompt.prompt!r} (id {prompt.id}) has no mapping candidate.")
+        encode = predict.backbone.encode
+        conditioning = encode([c.prompt for c in prompt.candidates])
+        distances = score_distances(predict, encode([prompt.prompt]), conditioning, draws, batch_size)
+        best: Candidate = prompt.candidates[int(distances.argmin())]
+        choices.append(Choice(prompt.id, prompt.prompt, best.prompt, best.replacement, tuple(distances.tolist())))
+    return choices

@@ -1,0 +1,129 @@
+"""What a method is, and what it is given.
+
+A gradient method turns a request into a state (prompts, embeddings, replayed latents), draws batches from it, and states
+its losses; the engine does the rest. docs/architecture.md shows how every known method family fits.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from expunge import seeds
+from expunge.backbones import Backbone, Predictor
+from expunge.concepts import Concept
+from expunge.prompts import PromptSource
+from expunge.replay import ReplayConfig
+
+StateT = TypeVar("StateT")
+BatchT = TypeVar("BatchT")
+
+
+class MethodConfig(BaseModel):
+    """Hyperparameters of a method, fixed for a whole sequence. Unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where training stands: which optimizer step, which micro-batch of it, on which process of how many."""
+
+    step: int
+    micro: int = 0
+    accumulation: int = 1
+    process: int = 0
+    processes: int = 1
+
+    def first_row(self, batch_size: int) -> int:
+        """Index of the first row of this micro-batch among all rows drawn so far by all processes."""
+        return ((self.step * self.accumulation + self.micro) * self.processes + self.process) * batch_size
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """All that a method may see of a step.
+
+    Attributes:
+        teacher: M(k-1), frozen.
+        concepts: what this step must forget.
+        forgotten: what earlier steps forgot.
+        held_out: names that must never be trained on (evaluation neighbours).
+        seed: seed of this step; every draw derives from it and a label.
+        batch_size: rows of each role per micro-batch.
+        folder: where work worth keeping over a crash may be stored; None for nowhere.
+        seconds: {phase: seconds}, filled by `phase`.
+        progress: told (what, done, of how many) during long preparations.
+    """
+
+    backbone: Backbone
+    teacher: Predictor
+    source: PromptSource
+    concepts: tuple[Concept, ...]
+    forgotten: tuple[Concept, ...]
+    held_out: frozenset[str]
+    replay: ReplayConfig
+    seed: int
+    batch_size: int
+    folder: Path | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None
+
+    @property
+    def off_limits(self) -> frozenset[str]:
+        """Names that no mapping and no retain prompt may show."""
+        return self.held_out | {c.name for c in (*self.concepts, *self.forgotten)}
+
+    def generator(self, *labels: str | int) -> torch.Generator:
+        return seeds.generator(self.seed, *labels)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a method trained on, for people and audits: `prompts.json` and `choices.json` of the step."""
+
+    prompts: Mapping[str, Any]
+    choices: Mapping[str, Any]
+
+
+class GradientMethod(ABC, Generic[StateT, BatchT]):
+    """A method that is trained by gradient descent. One file per method; mathematics as pure functions beside the class."""
+
+    Config: ClassVar[type[MethodConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @property
+    @abstractmethod
+    def weights(self) -> Mapping[str, float]:
+        """{loss: its weight in the total}, the same keys as `losses`."""
+
+    @abstractmethod
+    def prepare(self, context: StepContext) -> tuple[StateT, Record]:
+        """Choose prompts, encode them, replay latents."""
+
+    @abstractmethod
+    def batch(self, state: StateT, position: Position) -> BatchT:
+        """The rows of one micro-batch; a function of `position` alone."""
+
+    @abstractmethod
+    def losses(self, batch: BatchT, student: Predictor, teacher: Predictor, state: StateT) -> Mapping[str, Tensor]:
+        """{loss: scalar}, unweighted."""

@@ -1,0 +1,207 @@
+"""Prompts from a vocabulary file: groups of concepts, slots that they fill, templates. No key, no network.
+
+A prompt is a template with a scene. Each slot (thing, style, background...) has a phrase that is written where the
+template names the slot, and nothing is written for a slot that the scene leaves open:
+
+    {thing}{style}{background}  +  thing=fox, style=neon  ->  a fox in neon style
+
+The format is described in docs/prompts.md; `expunge/iconworld/vocabulary.toml` is a full example.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Generic, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from expunge.concepts import Concept, words
+from expunge.errors import ExpungeError, nearest
+from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
+
+_T = TypeVar("_T")
+_SLOT = re.compile(r"\{(\w+)\}")
+
+
+class Slot(BaseModel):
+    """A place in a prompt.
+
+    Attributes:
+        phrase: how a value is written; `{}` is the value, `{a}` its indefinite article.
+        optional: whether a prompt may leave the slot open. A required slot is in every prompt.
+        kind: the kind of concept that fills it.
+        plain: the value that is the same as leaving the slot open ("plain" style), if there is one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    phrase: str
+    kind: str
+    optional: bool = False
+    plain: str | None = None
+
+
+class Group(BaseModel):
+    """Concepts that are near neighbours of each other, all of one slot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str
+    slot: str
+    concepts: tuple[str, ...] = Field(min_length=1)
+    kind: str | None = None
+
+
+class Vocabulary(BaseModel):
+    """A vocabulary file; a `PromptSource`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_: int = Field(alias="schema", ge=1, le=1)
+    templates: tuple[str, ...] = Field(min_length=1)
+    evaluation_templates: tuple[str, ...] = Field(min_length=1)
+    slots: dict[str, Slot]
+    groups: tuple[Group, ...]
+    aliases: dict[str, tuple[str, ...]] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        try:
+            return cls.model_validate(tomllib.loads(path.read_text()))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+            raise ExpungeError(f"The vocabulary file {path} cannot be used: {error}") from error
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for template in (*self.templates, *self.evaluation_templates):
+            named = set(_SLOT.findall(template))
+            if named != set(self.slots):
+                raise ValueError(f"the template {template!r} names the slots {sorted(named)}, not {sorted(self.slots)}")
+        if shared := set(self.templates) & set(self.evaluation_templates):
+            raise ValueError(f"training and evaluation must not share templates: {sorted(shared)}")
+        names = [name for group in self.groups for name in group.concepts]
+        if twice := sorted({n for n in names if names.count(n) > 1}):
+            raise ValueError(f"these concepts stand in two groups: {twice}")
+        if unknown := sorted({g.slot for g in self.groups} - set(self.slots)):
+            raise ValueError(f"groups name slots that do not exist: {unknown}")
+        if unknown := sorted(set(self.aliases) - set(names)):
+            raise ValueError(f"aliases are given for concepts that do not exist: {unknown}")
+        return self
+
+    # -- PromptSource ---------------------------------------------------------------------------------------------
+
+    def concept(self, name: str) -> Concept:
+        wanted = words(name)
+        for group in self.groups:
+            for known in group.concepts:
+                aliases = self.aliases.get(known, ())
+                if wanted in [words(n) for n in (known, *aliases)]:
+                    kind = group.kind or self.slots[group.slot].kind
+                    return Concept(name=known, kind=kind, aliases=aliases)
+        raise ExpungeError(f"The vocabulary has no concept {name!r}. {nearest(name, self.names())}")
+
+    def related(self, concept: Concept) -> list[str]:
+        own = self.group(concept.name)
+        near = [n for n in own.concepts if n != concept.name]
+        far = [n for g in self.groups if g.slot == own.slot and g is not own for n in g.concepts]
+        return near + far
+
+    def unrelated(self, concept: Concept) -> list[str]:
+        own = self.group(concept.name)
+        return [n for g in self.groups if g is not own for n in g.concepts]
+
+    def forget_prompts(
+        self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
+    ) -> list[ForgetPrompt]:
+        slot = self.slot_of(concept.name)
+        prompts: list[ForgetPrompt] = []
+        for template, scene in self._draw(self.templates, concept.name, count, seed, avoid | {concept.name}):
+            candidates = [Candidate(self.write(template, {**scene, slot: r}), r) for r in replacements]
+            if self.slots[slot].optional:
+                without = {s: v for s, v in scene.items() if s != slot}
+                candidates.append(Candidate(self.write(template, without), None))
+            prompts.append(ForgetPrompt(str(len(prompts) + 1), self.write(template, scene), tuple(candidates)))
+        return prompts
+
+    def retain_prompts(self, names: Sequence[str], count: int, seed: int, avoid: frozenset[str]) -> list[str]:
+        allowed = [n for n in names if n not in avoid]
+        if not allowed:
+            raise ExpungeError("No concept is left to retain: every name is forgotten or held out.")
+        shares = [len(range(i, count, len(allowed))) for i in range(len(allowed))]
+        return [
+            self.write(template, scene)
+            for name, share in zip(allowed, shares, strict=True)
+            for template, scene in self._draw(self.templates, name, share, seed, avoid)
+        ]
+
+    def evaluation_prompts(
+        self, concept: Concept, count: int, seed: int, avoid: frozenset[str], scenes: Mapping[str, Sequence[str]]
+    ) -> list[ScenePrompt]:
+        drawn = self._draw(self.evaluation_templates, concept.name, count, seed, avoid | {concept.name}, scenes)
+        return [ScenePrompt(self.write(template, scene), scene) for template, scene in drawn]
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    def names(self, slot: str | None = None) -> list[str]:
+        return [n for g in self.groups if slot in (None, g.slot) for n in g.concepts]
+
+    def group(self, name: str) -> Group:
+        return next(g for g in self.groups if name in g.concepts)
+
+    def slot_of(self, name: str) -> str:
+        return self.group(name).slot
+
+    def write(self, template: str, scene: Mapping[str, str]) -> str:
+        """The prompt that `template` makes of `scene`."""
+
+        def phrase(match: re.Match[str]) -> str:
+            value = scene.get(match[1])
+            if value is None:
+                return ""
+            article = "an" if value[0] in "aeiou" else "a"
+            return self.slots[match[1]].phrase.format(value, a=article)
+
+        return _SLOT.sub(phrase, template).strip()
+
+    def _draw(
+        self,
+        templates: Sequence[str],
+        name: str,
+        count: int,
+        seed: int,
+        avoid: frozenset[str],
+        scenes: Mapping[str, Sequence[str]] | None = None,
+    ) -> list[tuple[str, dict[str, str]]]:
+        """`count` templates with scenes around `name`: every value of every other slot comes up about equally often."""
+        rng = random.Random(f"{seed}/{name}")
+        fixed = self.slot_of(name)
+        drawn: list[tuple[str, dict[str, str]]] = []
+        template_deck = _Deck(templates, rng)
+        decks: dict[str, _Deck[str | None]] = {}
+        for slot, description in self.slots.items():
+            if slot == fixed:
+                continue
+            allowed = scenes[slot] if scenes is not None and slot in scenes else self.names(slot)
+            values: list[str | None] = [v for v in allowed if v not in avoid]
+            if description.optional:
+                values = [None if v == description.plain else v for v in values]
+                values += [None] * max(1, len(values) // 8 - values.count(None))
+            decks[slot] = _Deck(values, rng)
+        for _ in range(count):
+            filled = {slot: deck.draw() for slot, deck in decks.items()} | {fixed: name}
+            drawn.append((template_deck.draw(), {s: v for s in self.slots if (v := filled[s]) is not None}))
+        return drawn
+
+
+class _Deck(Generic[_T]):
+    """Draws without replacement, reshuffled when empty."""
+
+    def __init__(self, values: Sequence[_T], rng: random.Random) -> None:
+        self._values, self._rng, self._left = list(values), rng, list[_T]()
+
+    def draw(self) -> _T:
+        if not self._left:
+            self._left = self._values.copy()
+            self._rng.shuffle(self._left)
+        return self._left.pop()

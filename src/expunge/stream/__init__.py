@@ -1,0 +1,8 @@
+"""Runs: requests one after another, resumable, measured, gated."""
+
+from expunge.stream.config import PRESETS, RunConfig, preset
+from expunge.stream.run import Run, paint_one
+from expunge.stream.step import Progress
+from expunge.stream.summary import StepRecord, Summary, summary_schema
+
+__all__ = ["PRESETS", "Progress", "Run", "RunConfig", "StepRecord", "Summary", "paint_one", "preset", "summary_schema"]

@@ -1,0 +1,174 @@
+"""`run.toml`: everything that decides what a run does, frozen when the run is made."""
+
+from __future__ import annotations
+
+import importlib.util
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from expunge.constraints import CONSTRAINTS, Constraint
+from expunge.engine import TrainConfig
+from expunge.errors import ExpungeError, nearest
+from expunge.methods import METHODS, GradientMethod
+from expunge.replay import ReplayConfig
+
+PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(_Strict):
+    """`source`: a built-in name, a folder or a hub id. `digest` is filled in when the run is made, and checked ever after."""
+
+    source: str = "iconworld"
+    digest: str = ""
+
+
+class PromptsConfig(_Strict):
+    """`vocabulary`: a vocabulary file, or "iconworld" for the built-in one."""
+
+    source: Literal["vocabulary"] = "vocabulary"
+    vocabulary: str = "iconworld"
+
+
+class EvaluateConfig(_Strict):
+    """`protocol`: a protocol file, or the name of a built-in one."""
+
+    protocol: str = "iconworld-demo"
+
+
+class GateConfig(_Strict):
+    """What a step must reach before its model replaces the previous one.
+
+    Attributes:
+        forget: least unlearning accuracy, for every concept forgotten so far.
+        max_ira_drop, max_cra_drop: most that retain accuracy may lie below the base model's.
+    """
+
+    forget: float = Field(0.9, ge=0, le=1)
+    max_ira_drop: float = Field(0.1, ge=0, le=1)
+    max_cra_drop: float = Field(0.1, ge=0, le=1)
+
+
+class RunConfig(_Strict):
+    """The whole of `run.toml`. `method` and `constraints` hold a name and the fields of what it names, all written out."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    seed: int = Field(0, ge=0)
+    model: ModelConfig = ModelConfig()
+    method: dict[str, Any] = {"name": "lacu"}
+    constraints: tuple[dict[str, Any], ...] = ()
+    replay: ReplayConfig = ReplayConfig()
+    train: TrainConfig = TrainConfig()
+    prompts: PromptsConfig = PromptsConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    gate: GateConfig = GateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written_out(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        if unknown := sorted(set(data) - {f.alias or n for n, f in cls.model_fields.items()}):
+            raise ValueError(f"unknown section {unknown[0]!r}. {nearest(unknown[0], cls.model_fields)}")
+        section = dict(data.get("method", {"name": "lacu"}))
+        name = section.pop("name", "lacu")
+        data["method"] = {"name": name, **method_class(name).Config.model_validate(section).model_dump()}
+        data["constraints"] = [_constraint(c)[0].model_dump() for c in data.get("constraints", ())]
+        return data
+
+    def build_method(self) -> GradientMethod[Any, Any]:
+        cls = method_class(self.method["name"])
+        return cls(cls.Config.model_validate({k: v for k, v in self.method.items() if k != "name"}))
+
+    def build_constraints(self) -> list[Constraint]:
+        return [_constraint(section)[1] for section in self.constraints]
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def from_toml(cls, text: str, where: str) -> Self:
+        return cls.from_data(_parse(text, where), where)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], where: str) -> Self:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ExpungeError(f"{where} cannot be used. {_sentences(error)}") from error
+
+
+def preset(name: str, changes: Mapping[str, Any] = {}) -> RunConfig:
+    """The configuration that preset `name` (or a TOML file) gives, with `changes` laid over it, table by table."""
+    path = PRESETS.get(name, Path(name))
+    if not path.is_file():
+        raise ExpungeError(f"There is no preset {name!r}, and no file of that name. {nearest(name, PRESETS)}")
+    return RunConfig.from_data(_merge(_parse(path.read_text(), str(path)), changes), f"The preset {name}")
+
+
+def method_class(name: str) -> type[GradientMethod[Any, Any]]:
+    """The method `name` means: one of `METHODS`, or `file.py:Class`.
+
+    Raises:
+        ExpungeError: when there is none.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    file, colon, attribute = name.rpartition(":")
+    if not colon:
+        raise ExpungeError(f"There is no method {name!r}. {nearest(name, METHODS)} Your own is given as file.py:Class.")
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None or not Path(file).is_file():
+        raise ExpungeError(f"The method {name!r} names no Python file.")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    cls = getattr(module, attribute, None)
+    if not (isinstance(cls, type) and issubclass(cls, GradientMethod)):
+        raise ExpungeError(f"{file} has no class {attribute!r} that is a GradientMethod.")
+    return cls
+
+
+def _constraint(section: Mapping[str, Any]) -> tuple[Any, Constraint]:
+    name = section.get("name", "")
+    if name not in CONSTRAINTS:
+        raise ExpungeError(f"There is no constraint {name!r}. {nearest(name, CONSTRAINTS)}")
+    config_class, build = CONSTRAINTS[name]
+    config = config_class.model_validate(section)
+    return config, build(config)
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ExpungeError(f"{where} is not valid TOML: {error}.") from error
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _sentences(error: ValidationError) -> str:
+    """What pydantic found, in sentences; for an unknown field the nearest known one."""
+    found = []
+    for item in error.errors():
+        place = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            found.append(f"There is no field {place!r}.")
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            found.append(f"{place}: {message}." if place else f"{message}.")
+    return " ".join(found).replace("..", ".")

@@ -1,0 +1,322 @@
+"""Serving one request: M(k-1) in, M(k) out, each part finished on disk before the next begins.
+
+    choose and replay -> train -> weights.safetensors -> judgements.parquet -> gate -> step.json
+
+What is on disk is not done again, so a step that was interrupted anywhere goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from expunge import seeds
+from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.concepts import Concept, Request
+from expunge.engine import StepLog, compute_dtype, train
+from expunge.errors import ExpungeError
+from expunge.evaluation import Images, Judge, Protocol, Row, Value, evaluate, forget_rows, metrics, retention_rows
+from expunge.files import digest_file, load_tensors, read_json, save_tensors, write_json
+from expunge.methods import StepContext
+from expunge.prompts import PromptSource
+from expunge.stream.config import GateConfig, RunConfig
+from expunge.stream.directory import RunDirectory, StepDirectory, now, read_image, write_images, write_table
+from expunge.stream.summary import Check, EvaluationCounts, Metrics, Seconds, StepRecord, measure
+
+PICTURES_PER_CONCEPT = 3
+"""Pictures of each concept and role that are kept for the report."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where long work stands: `done` of `total` in `phase` of step `step` (0 for the base model)."""
+
+    step: int
+    phase: str
+    done: int
+    total: int
+    losses: Mapping[str, float] | None = None
+
+
+ProgressCallback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What every step of a run works with."""
+
+    directory: RunDirectory
+    config: RunConfig
+    backbone: Backbone
+    stored: Mapping[str, Tensor]
+    source: PromptSource
+    protocol: Protocol
+    judge: Judge
+    progress: ProgressCallback
+
+    def put(self, weights: Path | None) -> None:
+        """Make the denoiser M(k): the base model's tensors, and over them those of `weights`."""
+        tensors = {**self.stored, **(load_tensors(weights) if weights else {})}
+        self.backbone.denoiser.load_state_dict({n: v.float() for n, v in tensors.items()})
+
+    def rows(self, concepts: Sequence[Concept], level: str) -> list[Row]:
+        rows = [r for c in concepts for r in forget_rows(self.protocol, self.source, c)]
+        rows += retention_rows(self.protocol, self.source)
+        return [r for r in rows if level == "final" or r.level == "between"]
+
+
+def serve(
+    shop: Workshop,
+    request: Request,
+    previous: Path | None,
+    forgotten: Sequence[Concept],
+    known: Sequence[Concept],
+    level: str,
+) -> StepRecord:
+    """Serve `request` on top of the weights `previous` (None: the base model) and judge the outcome.
+
+    Args:
+        forgotten: concepts of the accepted steps before this one.
+        known: all concepts of the run's requests, open ones too; each gets its row in the UA matrix.
+        level: "between" or "final": which counts of the protocol.
+    """
+    step = shop.directory.step(int(request.id))
+    step.state.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(step)
+    if not step.weights.exists():
+        _train(shop, request, step, previous, forgotten, clock)
+    base = base_judgements(shop, known, level)
+    if not step.judgements.exists():
+        with clock.measured("evaluate"):
+            _evaluate(shop, step, known, level)
+    after = pd.read_parquet(step.judgements)
+    now_forgotten = [c.name for c in (*forgotten, *request.concepts)]
+    drift = {"image_drift": _image_drift(shop.directory, step, base, after), "weight_drift": _weight_drift(shop, step)}
+    result = measure(base, after, now_forgotten, [c.name for c in known], drift)
+    checks = _gate(shop.config.gate, result, {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten})
+    counts = clock.counts()
+    record = StepRecord(
+        index=step.index,
+        request=request.id,
+        concepts=[c.name for c in request.concepts],
+        status="accepted" if all(c.passed for c in checks) else "rejected",
+        seconds=clock.seconds(),
+        peak_memory_bytes=peak_memory(),
+        evaluations=EvaluationCounts(forward=counts.forward, backward=counts.backward),
+        metrics=result,
+        level="final" if level == "final" else "between",
+        gate=checks,
+        files={p.name: digest_file(p) for p in (step.prompts, step.choices, step.weights, step.judgements)},
+        finished_at=now(),
+    )
+    write_json(step.record, record.model_dump(mode="json", by_alias=True))
+    shop.directory.add_event(record.status, step=step.index, record=digest_file(step.record))
+    step.forget_state()
+    return record
+
+
+def base_judgements(shop: Workshop, concepts: Sequence[Concept], level: str) -> pd.DataFrame:
+    """Judgements of M(0) for all rows that are needed, painted once and kept."""
+    path = shop.directory.base_judgements
+    have = pd.read_parquet(path) if path.exists() else None
+    done = set(have["row"]) if have is not None else set()
+    missing = [row for row in shop.rows(concepts, level) if row.id not in done]
+    if missing:
+        shop.put(None)
+        table, images = _judge(shop, 0, missing)
+        write_images(shop.directory.base_images, images, table, list(images))
+        have = table if have is None else pd.concat([have, table], ignore_index=True)
+        write_table(path, have)
+    assert have is not None
+    return have
+
+
+def peak_memory() -> int:
+    """Most bytes that were resident at once: on the GPU where there is one, else of this process since it started."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# -- training ---------------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    shop: Workshop,
+    request: Request,
+    step: StepDirectory,
+    previous: Path | None,
+    forgotten: Sequence[Concept],
+    clock: _Clock,
+) -> None:
+    config, backbone = shop.config, shop.backbone
+    shop.put(previous)
+    counts = Evaluations()
+    teacher = Predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
+    method = config.build_method()
+    context = StepContext(
+        backbone=backbone,
+        teacher=teacher,
+        source=shop.source,
+        concepts=request.concepts,
+        forgotten=tuple(forgotten),
+        held_out=shop.protocol.held_out,
+        replay=config.replay,
+        seed=seeds.derive(config.seed, "step", step.index),
+        batch_size=config.train.batch_size,
+        folder=step.state,
+        progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
+    )
+    shop.progress(Progress(step.index, "choose", 0, 1))
+    state, record = method.prepare(context)
+    write_json(step.prompts, record.prompts)
+    write_json(step.choices, record.choices)
+    clock.add(context.seconds, counts)
+
+    def on_step(entry: StepLog) -> None:
+        shop.progress(Progress(step.index, "train", entry.step, config.train.steps, entry.losses))
+
+    with clock.measured("train", counts):
+        train(
+            backbone,
+            teacher,
+            method,
+            state,
+            config.build_constraints(),
+            {name: value.float() for name, value in shop.stored.items()},
+            config.train,
+            checkpoint=step.state,
+            log=step.log,
+            evaluations=counts,
+            on_step=on_step,
+        )
+    with clock.measured("save"):
+        _save(shop, step, previous)
+
+
+def _save(shop: Workshop, step: StepDirectory, previous: Path | None) -> None:
+    """Write every tensor that differs from M(0), in its stored dtype."""
+    trained = {n: v.cpu().to(shop.stored[n].dtype) for n, v in shop.backbone.denoiser.state_dict().items()}
+    if bad := [n for n, v in trained.items() if not v.isfinite().all()]:
+        raise ExpungeError(
+            f"{len(bad)} tensors, {bad[0]} first, do not fit the model's stored dtype {trained[bad[0]].dtype}. "
+            "Nothing was replaced. Lower learning_rate or strength in a new run."
+        )
+    before = load_tensors(previous) if previous else {}
+    if all(torch.equal(v, before.get(n, shop.stored[n])) for n, v in trained.items()):
+        raise ExpungeError(
+            f"Training left every stored weight as it was: {shop.config.train.steps} steps at learning rate "
+            f"{shop.config.train.learning_rate} are lost in rounding. Raise one of the two in a new run."
+        )
+    changed = {n: v for n, v in trained.items() if not torch.equal(v, shop.stored[n])}
+    save_tensors(step.weights, changed, {"base": shop.config.model.digest, "step": str(step.index)})
+
+
+# -- evaluation -------------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], level: str) -> None:
+    shop.put(step.weights)
+    table, images = _judge(shop, step.index, shop.rows(known, level))
+    pictured = table[table["level"] == "between"].groupby(["role", "concept"]).head(PICTURES_PER_CONCEPT)
+    write_images(step.images, images, table, list(pictured["row"]))
+    base = pd.read_parquet(shop.directory.base_judgements)
+    table["drift"] = _drifts(shop.directory, base, table, images)
+    write_table(step.judgements, table)
+
+
+def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
+    phase = "evaluate" if index else "evaluate base"
+    return evaluate(
+        shop.backbone,
+        shop.backbone.denoiser,
+        rows,
+        shop.protocol.sampler,
+        shop.judge,
+        lambda done, of: shop.progress(Progress(index, phase, done, of)),
+    )
+
+
+def _drifts(directory: RunDirectory, base: pd.DataFrame, table: pd.DataFrame, images: Images) -> list[float | None]:
+    """For each row the root mean squared pixel difference, in [0, 1], from the base model's picture."""
+    before = dict(zip(base["row"], base["image"], strict=True))
+    drifts: list[float | None] = []
+    for row in table["row"]:
+        picture = read_image(directory.base_images, before[row]) if row in before else None
+        difference = None if picture is None else (images[row].astype(float) - picture) / 255
+        drifts.append(None if difference is None else float(np.sqrt(np.mean(difference**2))))
+    return drifts
+
+
+def _image_drift(directory: RunDirectory, step: StepDirectory, base: pd.DataFrame, after: pd.DataFrame) -> Value | None:
+    return metrics.mean(after[after["role"] != "forget"], "drift")
+
+
+def _weight_drift(shop: Workshop, step: StepDirectory) -> Value:
+    """|| M(k) - M(0) || / || M(0) || over the denoiser's parameters. Exact, so the interval is a point."""
+    changed = load_tensors(step.weights)
+    moved = sum(float((v.float() - shop.stored[n].float()).square().sum()) for n, v in changed.items())
+    size = sum(float(v.float().square().sum()) for v in shop.stored.values())
+    ratio = (moved / size) ** 0.5
+    return Value(value=ratio, low=ratio, high=ratio, n=sum(v.numel() for v in shop.stored.values()))
+
+
+def _gate(config: GateConfig, result: Metrics, accuracies: Mapping[str, Value | None]) -> list[Check]:
+    checks = [_check(f"forget {c}", v.value if v else None, config.forget, True) for c, v in accuracies.items()]
+    for name, limit in (("ira", config.max_ira_drop), ("cra", config.max_cra_drop)):
+        value: Value | None = getattr(result, f"{name}_difference")
+        checks.append(_check(f"{name} drop", -value.value if value else None, limit, False))
+    return checks
+
+
+def _check(name: str, value: float | None, threshold: float, at_least: bool) -> Check:
+    passed = value is not None and (value >= threshold if at_least else value <= threshold)
+    return Check(name=name, value=value, threshold=threshold, passed=passed)
+
+
+# -- time and counts that outlive the process ---------------------------------------------------------------------------------
+
+
+class _Clock:
+    """Seconds by phase and denoiser evaluations of a step, kept in its state folder over interruptions."""
+
+    def __init__(self, step: StepDirectory) -> None:
+        self._path = step.timings
+        kept = read_json(step.timings) if step.timings.exists() else {}
+        self._seconds: dict[str, float] = kept.get("seconds", {})
+        self._counts = Evaluations(**kept.get("evaluations", {}))
+
+    @contextmanager
+    def measured(self, phase: str, counts: Evaluations | None = None) -> Iterator[None]:
+        start = time.perf_counter()
+        before = Evaluations(counts.forward, counts.backward) if counts else Evaluations()
+        try:
+            yield
+        finally:
+            spent = counts or Evaluations()
+            self.add(
+                {phase: time.perf_counter() - start},
+                Evaluations(spent.forward - before.forward, spent.backward - before.backward),
+            )
+
+    def add(self, seconds: Mapping[str, float], counts: Evaluations) -> None:
+        for phase, value in seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + value
+        self._counts.forward += counts.forward
+        self._counts.backward += counts.backward
+        write_json(self._path, {"seconds": self._seconds, "evaluations": vars(self._counts)})
+
+    def seconds(self) -> Seconds:
+        return Seconds(**self._seconds, total=sum(self._seconds.values()))
+
+    def counts(self) -> Evaluations:
+        return self._counts

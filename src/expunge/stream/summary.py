@@ -1,0 +1,176 @@
+"""`summary.json`, schema 1: what a run did and measured, made anew from the run's files after every step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field
+
+from expunge.evaluation import Value, metrics
+
+Status = Literal["accepted", "rejected", "withdrawn"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Metrics(_Strict):
+    """What a step is measured by. A value is None where it could not be measured; `reasons` says why."""
+
+    ua: Value | None
+    ua_recognisable: Value | None
+    context: Value | None
+    recognisable: Value | None
+    ira: Value | None
+    ira_unreplayed: Value | None
+    cra: Value | None
+    harmonic_mean: Value | None
+    ira_difference: Value | None
+    cra_difference: Value | None
+    kid_judge: Value | None
+    image_drift: Value | None
+    weight_drift: Value | None
+    collapsed: Value | None
+    reasons: dict[str, str] = {}
+
+
+class Check(_Strict):
+    """One threshold of the gate: `value` must be at least (or at most) `threshold`. Unmeasured is failed."""
+
+    name: str
+    value: float | None
+    threshold: float
+    passed: bool
+
+
+class Seconds(_Strict):
+    choose: float = 0.0
+    replay: float = 0.0
+    train: float = 0.0
+    save: float = 0.0
+    evaluate: float = 0.0
+    total: float = 0.0
+
+
+class EvaluationCounts(_Strict):
+    """Denoiser evaluations of the step's training and its preparation, per latent."""
+
+    forward: int
+    backward: int
+
+
+class StepSummary(_Strict):
+    """One step; `step.json` is this, with the digests of the step's files and the gate's checks."""
+
+    index: int
+    request: str
+    concepts: list[str]
+    status: Status
+    seconds: Seconds
+    peak_memory_bytes: int
+    evaluations: EvaluationCounts
+    metrics: Metrics
+
+
+class StepRecord(StepSummary):
+    """`step.json`."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    level: Literal["between", "final"]
+    gate: list[Check]
+    files: dict[str, str]
+    finished_at: str
+
+
+class ModelSummary(_Strict):
+    source: str
+    name: str
+    digest: str
+
+
+class BaseSummary(_Strict):
+    """The base model under the same rows; `accuracy` is the share of each concept's pictures that show it."""
+
+    ira: Value | None
+    cra: Value | None
+    context: Value | None
+    accuracy: dict[str, Value | None]
+
+
+class Summary(_Strict):
+    schema_: Literal[1] = Field(1, alias="schema")
+    model: ModelSummary
+    requests: list[list[str]]
+    base: BaseSummary
+    steps: list[StepSummary]
+    concepts: list[str]
+    ua_matrix: list[list[Value | None]]
+    seconds_total: float
+
+
+def measure(
+    base: pd.DataFrame,
+    after: pd.DataFrame,
+    forgotten: Sequence[str],
+    requested: Sequence[str],
+    drift: Mapping[str, Value | None],
+) -> Metrics:
+    """Metrics of one step from its judgements and the base model's.
+
+    Args:
+        forgotten: concepts of this step and the accepted ones before it.
+        requested: all concepts that the run was ever asked to forget; retention is measured without them.
+        drift: "image_drift" and "weight_drift", which need more than judgements.
+    """
+    parts = metrics.of_roles(after, forgotten, requested)
+    before = metrics.of_roles(base, forgotten, requested)
+    forget = parts["forget"].assign(
+        gone=~parts["forget"]["shown"], gone_recognisable=~parts["forget"]["shown"] & parts["forget"]["recognisable"]
+    )
+    gone, ira, cra = (
+        part[["prompt"]].assign(x=part[column])
+        for part, column in ((forget, "gone"), (parts["neighbour"], "shown"), (parts["other"], "shown"))
+    )
+    everything = pd.concat([parts["forget"], parts["neighbour"], parts["other"]])
+    values: dict[str, Value | None] = {
+        "ua": metrics.mean(forget, "gone"),
+        "ua_recognisable": metrics.mean(forget, "gone_recognisable"),
+        "context": metrics.mean(forget, "context"),
+        "recognisable": metrics.mean(everything, "recognisable"),
+        "ira": metrics.mean(parts["neighbour"], "shown"),
+        "ira_unreplayed": metrics.mean(parts["neighbour_unreplayed"], "shown"),
+        "cra": metrics.mean(parts["other"], "shown"),
+        "harmonic_mean": metrics.harmonic_mean([gone, ira, cra]),
+        "ira_difference": metrics.difference(parts["neighbour"], before["neighbour"], "shown"),
+        "cra_difference": metrics.difference(parts["other"], before["other"], "shown"),
+        "kid_judge": None,
+        "collapsed": metrics.mean(everything, "collapsed"),
+        **drift,
+    }
+    reasons = {name: "no row of this kind could be judged" for name, value in values.items() if value is None}
+    reasons["kid_judge"] = "the judge's features are not compared yet"
+    return Metrics(**values, reasons=reasons)
+
+
+def unlearning_row(tables: Sequence[pd.DataFrame], concept: str) -> list[Value | None]:
+    """One row of the UA matrix: the concept's UA after each step."""
+    return [metrics.unlearning_accuracy(table, concept) for table in tables]
+
+
+def summarise_base(base: pd.DataFrame, requested: Sequence[str]) -> BaseSummary:
+    parts = metrics.of_roles(base, requested, requested)
+    shown = base.dropna(subset=["shown"]).groupby("concept")["shown"].agg(["sum", "count"])
+    return BaseSummary(
+        ira=metrics.mean(parts["neighbour"], "shown"),
+        cra=metrics.mean(parts["other"], "shown"),
+        context=metrics.mean(parts["forget"], "context"),
+        accuracy={str(name): metrics.wilson(int(row["sum"]), int(row["count"])) for name, row in shown.iterrows()},
+    )
+
+
+def summary_schema() -> dict[str, Any]:
+    """The JSON Schema of `summary.json` (docs/summary.schema.json)."""
+    return Summary.model_json_schema(by_alias=True)
