@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from string import ascii_lowercase, digits
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import nn
 from transformers import (
     CLIPTextConfig,
@@ -37,6 +39,7 @@ SENTENCES = (
     "an oil painting of a blue car by the sea",
     "two golf balls and a tennis ball on green grass",
 )
+WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()})
 TEXT_WIDTH = 32
 TEXT_LENGTH = 16
 
@@ -64,7 +67,7 @@ def stable_diffusion(prediction_type: str = "epsilon") -> StableDiffusionPipelin
         prediction_type=prediction_type,
     )
     return StableDiffusionPipeline(
-        unet=_randomized(unet),
+        unet=_randomized(unet, gain=1.5),
         vae=_randomized(_autoencoder(latent_channels=4, scaling_factor=0.18215)),
         text_encoder=_randomized(CLIPTextModel(_clip_config(tokenizer))),
         tokenizer=tokenizer,
@@ -82,7 +85,7 @@ def stable_diffusion_3() -> StableDiffusion3Pipeline:
         _randomized(CLIPTextModelWithProjection(_clip_config(tokenizer, hidden_size=TEXT_WIDTH // 2)), seed)
         for seed, tokenizer in enumerate(tokenizers)
     ]
-    tokenizer_3 = T5TokenizerFast(extra_ids=0).train_new_from_iterator(SENTENCES, 200, show_progress=False)
+    tokenizer_3 = _t5_tokenizer()
     t5 = T5Config(
         vocab_size=len(tokenizer_3),
         d_model=TEXT_WIDTH,
@@ -132,8 +135,28 @@ def save(name: str, folder: Path) -> Path:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    empty = CLIPTokenizer(model_max_length=TEXT_LENGTH)
-    return empty.train_new_from_iterator(SENTENCES, 600, show_progress=False)
+    """All bytes, and merges that build up the words of `SENTENCES` letter by letter.
+
+    Spelt out because the trainers of the `tokenizers` library break ties differently in every process.
+    """
+    letters = sorted(ByteLevel.alphabet())
+    merges = []
+    for word in WORDS:
+        prefix, *pieces = [*word[:-1], word[-1] + "</w>"]
+        for piece in pieces:
+            merges.append((prefix, piece))
+            prefix += piece
+    merges = list(dict.fromkeys(merges))
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    tokens = list(dict.fromkeys([*tokens, *("".join(pair) for pair in merges)]))
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=TEXT_LENGTH)
+
+
+def _t5_tokenizer() -> T5TokenizerFast:
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(letter, -10.0) for letter in ("▁", *ascii_lowercase, *digits)]
+    return T5TokenizerFast(vocab=[*special, *letters, *(("▁" + word, -1.0) for word in WORDS)], extra_ids=0)
 
 
 def _clip_config(tokenizer: CLIPTokenizer, hidden_size: int = TEXT_WIDTH) -> CLIPTextConfig:
@@ -164,13 +187,12 @@ def _autoencoder(latent_channels: int, **scaling: float) -> AutoencoderKL:
 
 
 @torch.no_grad()
-def _randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """`model` with every weight drawn anew: matrices keep the size of their input, gains lie near 1, biases near 0."""
+def _randomized(model: nn.Module, seed: int = 0, gain: float = 1.0) -> nn.Module:
+    """`model` with every weight drawn anew: matrices scale their input by `gain`, norms by about 1, biases lie near 0."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            fan_in = parameter[0].numel()
-            parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+            parameter.normal_(0.0, gain * parameter[0].numel() ** -0.5, generator=generator)
         else:
             parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generator)
     return model.eval()

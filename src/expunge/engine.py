@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -117,6 +118,8 @@ def train(
     Raises:
         ExpungeError: when a loss is not finite; nothing after the last checkpoint is kept.
     """
+    # Accelerate keeps the precision in a process-wide singleton; one run's must not bind the next one's.
+    AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
     parameters = _trainable(backbone, config.parameters)
     optimizer = torch.optim.AdamW(
@@ -140,7 +143,7 @@ def train(
             last = micro == config.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(denoiser):
                 with accelerator.autocast():
-                    losses = method.losses(method.batch(state, position), student, teacher, state)
+                    losses = method.losses(method.batch(state, position, student), student, teacher, state)
                 total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
                 accelerator.backward(total / config.accumulation)
             for name, loss in losses.items():

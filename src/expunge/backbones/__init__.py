@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from expunge.backbones.base import Backbone, Conditioning, Evaluations, Predictor
@@ -48,23 +49,71 @@ def locate(source: str) -> Path:
 
 def backbone_class(folder: Path) -> type[Backbone]:
     """The backbone for the pipeline class that `folder`/model_index.json names. Reads no weights."""
-    name = json.loads((folder / "model_index.json").read_text()).get("_class_name")
+    name = _index(folder).get("_class_name")
     if name not in BACKBONES:
         raise ExpungeError(f"{folder} is a {name}, which is not supported yet. Supported: {', '.join(BACKBONES)}.")
     return BACKBONES[name]
 
 
 def load(folder: Path) -> Backbone:
-    """Load a pipeline folder, all components in float32, on the CPU."""
+    """Load a pipeline folder, all components in float32, on the CPU.
+
+    Raises:
+        ExpungeError: when the pipeline is not supported, incomplete, damaged, or stored as pickled weights.
+    """
     cls = backbone_class(folder)
-    if not list((folder / cls.denoiser_name).glob("*.safetensors")):
-        raise ExpungeError(f"{folder / cls.denoiser_name} holds no .safetensors file. Pickled weights are not opened.")
     extras = {"safety_checker": None} if cls is StableDiffusion else {}
-    pipeline = cls.pipeline_class.from_pretrained(
-        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extras
-    )
+    for name, entry in _index(folder).items():
+        if isinstance(entry, list) and entry[0] is not None and name not in extras:
+            _check_component(folder / name, is_denoiser=name == cls.denoiser_name)
+    try:
+        pipeline = cls.pipeline_class.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extras
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ExpungeError(f"{folder} cannot be loaded ({error}). Is every file there, and whole?") from error
     pipeline.set_progress_bar_config(disable=True)
-    return cls(pipeline)
+    backbone = cls(pipeline)
+    # Diffusers fills in what is not stored with random weights, and goes on.
+    missing = {name for name, _ in backbone.denoiser.named_parameters()} - _stored_names(folder)
+    if missing:
+        raise ExpungeError(f"{folder / cls.denoiser_name} lacks {len(missing)} tensors, {min(missing)} among them.")
+    return backbone
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """What `folder`/model_index.json says."""
+    path = folder / "model_index.json"
+    try:
+        index = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExpungeError(f"{path} cannot be read as JSON ({error}). Is the model whole?") from error
+    if not isinstance(index, dict):
+        raise ExpungeError(f"{path} is not a pipeline's index. A model is a folder written by save_pretrained.")
+    return index
+
+
+def _check_component(folder: Path, is_denoiser: bool) -> None:
+    """Refuse pickled weights, and gaps that the libraries fill with something empty without a word."""
+    files = {path.name for path in folder.glob("*")}
+    if not files:
+        raise ExpungeError(f"{folder} is missing or empty. Download the whole pipeline.")
+    if folder.name.startswith("tokenizer") and not files & {"tokenizer.json", "vocab.json", "spiece.model"}:
+        raise ExpungeError(f"{folder} holds no vocabulary. Download the whole pipeline.")
+    suffixes = {Path(file).suffix for file in files}
+    if ".safetensors" not in suffixes and (is_denoiser or suffixes & {".bin", ".ckpt", ".pt", ".pth"}):
+        raise ExpungeError(
+            f"{folder} holds no .safetensors file. Pickled weights are not opened, because they can run code. "
+            "Where you trust them, load the pipeline with Diffusers and write it anew with save_pretrained."
+        )
+
+
+def _stored_names(folder: Path) -> set[str]:
+    names: set[str] = set()
+    for path in (folder / backbone_class(folder).denoiser_name).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            names.update(file.keys())
+    return names
 
 
 def stored_denoiser(folder: Path) -> dict[str, Tensor]:

@@ -210,6 +210,3 @@ def _print_status(run: Run) -> None:
 
     console.print(status_table(run))
 
-
-if __name__ == "__main__":
-    app()

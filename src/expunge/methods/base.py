@@ -121,8 +121,8 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
         """Choose prompts, encode them, replay latents."""
 
     @abstractmethod
-    def batch(self, state: StateT, position: Position) -> BatchT:
-        """The rows of one micro-batch; a function of `position` alone."""
+    def batch(self, state: StateT, position: Position, student: Predictor) -> BatchT:
+        """The rows of one micro-batch: a function of `position`, and of the student where a method samples with it."""
 
     @abstractmethod
     def losses(self, batch: BatchT, student: Predictor, teacher: Predictor, state: StateT) -> Mapping[str, Tensor]:

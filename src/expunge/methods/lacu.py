@@ -154,7 +154,7 @@ class Lacu(GradientMethod[LacuState, LacuBatch]):
         )
         return state, record
 
-    def batch(self, state: LacuState, position: Position) -> LacuBatch:
+    def batch(self, state: LacuState, position: Position, student: Predictor) -> LacuBatch:
         first = position.first_row(state.batch_size)
         return LacuBatch(
             forget=_noisy(state, "forget", state.forget_replay, first, self.config.t_min, self.config.t_max),
@@ -238,10 +238,11 @@ def _replay(context: StepContext, role: str, prompts: Conditioning, size: int) -
 def _noisy(state: LacuState, role: str, replay: Replay, first: int, t_min: int, t_max: int) -> Rows:
     """A micro-batch of replayed latents carried to uniform training indices in [t_min, t_max]."""
     clean, prompts = replay.draw(first, state.batch_size)
-    generator = seeds.generator(state.seed, "noise", role, first)
+    # One generator per row: how rows are split over micro-batches and processes changes no draw.
+    generators = [seeds.generator(state.seed, "noise", role, first + i) for i in range(len(clean))]
+    indices = torch.cat([torch.randint(t_min, t_max + 1, (1,), generator=g) for g in generators])
     backbone = state.teacher.backbone
-    indices = torch.randint(t_min, t_max + 1, (len(clean),), generator=generator)
-    noise = torch.randn(clean.shape, generator=generator)
+    noise = backbone.noise(generators)
     device = backbone.device
     t = backbone.network_time(indices).to(device)
     return Rows(backbone.add_noise(clean.to(device), noise.to(device), t), t, prompts.to(device))

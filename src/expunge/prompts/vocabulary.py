@@ -186,7 +186,7 @@ class Vocabulary(BaseModel):
             values: list[str | None] = [v for v in allowed if v not in avoid]
             if description.optional:
                 values = [None if v == description.plain else v for v in values]
-                values += [None] * max(1, len(values) // 8 - values.count(None))
+                values += [None] * (None not in values)
             decks[slot] = _Deck(values, rng)
         for _ in range(count):
             filled = {slot: deck.draw() for slot, deck in decks.items()} | {fixed: name}

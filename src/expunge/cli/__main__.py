@@ -1,0 +1,5 @@
+"""`python -m expunge.cli`."""
+
+from expunge.cli.app import app
+
+app()

@@ -1,0 +1,5 @@
+"""The page a person looks at."""
+
+from expunge.report.page import write
+
+__all__ = ["write"]

@@ -1,0 +1,114 @@
+"""Stored pictures as data URIs, and the same row of the protocol painted by several models."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from PIL import Image
+
+from expunge.stream.directory import image_path, read_image
+
+_LARGEST = 256
+"""Longest side of a picture on the page, in pixels; larger ones are scaled down."""
+_CRISP = 128
+"""Pictures of at most this many pixels a side are shown with hard pixel edges."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture on the page; `uri` is None where it was not kept. `bad`: it shows what it should not, or the reverse."""
+
+    uri: str | None
+    alt: str
+    crisp: bool
+    bad: bool = False
+
+
+@dataclass(frozen=True)
+class Column:
+    """One row of the protocol, painted by the models of a strip in order; `answers` is what the judge said of each."""
+
+    caption: str
+    pictures: tuple[Picture, ...]
+    answers: str
+
+
+@dataclass(frozen=True)
+class Strip:
+    """Columns under a title; `labels` name the models from top to bottom."""
+
+    title: str
+    labels: tuple[str, ...]
+    columns: tuple[Column, ...]
+
+
+class Album:
+    """Judgements of one model, and the pictures that were kept of them."""
+
+    def __init__(self, judgements: Path, images: Path) -> None:
+        self._path, self._images = judgements, images
+
+    @cached_property
+    def table(self) -> pd.DataFrame | None:
+        """The judgement table, None where it was not kept."""
+        return pd.read_parquet(self._path) if self._path.exists() else None
+
+    @cached_property
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """{row id: judgement}, in the table's order."""
+        if self.table is None:
+            return {}
+        return {str(r["row"]): {str(k): v for k, v in r.items()} for r in self.table.to_dict("records")}
+
+    def has(self, row: str) -> bool:
+        return row in self.rows and image_path(self._images, str(self.rows[row]["image"])).exists()
+
+    def shown(self, row: str) -> bool | None:
+        """What the judge said of the row; None where it could not tell, or was not asked."""
+        answer = self.rows[row]["shown"] if row in self.rows else None
+        return None if answer is None or pd.isna(answer) else bool(answer)
+
+    def confidence(self, row: str) -> float:
+        """The judge's probability that the row's concept shows; -1 where unknown."""
+        value = self.rows[row]["confidence"] if row in self.rows else None
+        return -1.0 if value is None or pd.isna(value) else float(value)
+
+    def picture(self, row: str, alt: str, *, bad: bool = False) -> Picture:
+        pixels = read_image(self._images, str(self.rows[row]["image"])) if row in self.rows else None
+        if pixels is None:
+            return Picture(None, alt, crisp=False, bad=bad)
+        image = Image.fromarray(pixels)
+        crisp = max(image.size) <= _CRISP
+        if max(image.size) > _LARGEST:
+            image.thumbnail((_LARGEST, _LARGEST), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        image.save(buffer, format="PNG")
+        return Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, crisp, bad)
+
+
+def column(row: str, albums: Sequence[tuple[str, Album]], *, wanted: bool, caption: str) -> Column:
+    """One row as each of `albums` (name of the model, album) has it.
+
+    Args:
+        wanted: whether the row's concept should show in every picture after the first.
+        caption: what to print beneath.
+    """
+    answers = [album.shown(row) for _, album in albums]
+    # A retained concept that the base model did not draw either was not lost.
+    wrong = [i > 0 and a is not None and a != wanted and not (wanted and answers[0] is False) for i, a in enumerate(answers)]
+    words = {True: "shown", False: "not shown", None: "not judged"}
+    return Column(
+        caption=caption,
+        pictures=tuple(
+            album.picture(row, f"{name}: {caption} ({words[answer]})", bad=bad)
+            for (name, album), answer, bad in zip(albums, answers, wrong, strict=True)
+        ),
+        answers=" \N{RIGHTWARDS ARROW} ".join(words[a] for a in answers),
+    )

@@ -1,0 +1,160 @@
+"""Numbers and sentences as the page prints them. What was not measured says so; it is never 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import PurePath
+
+from expunge.evaluation import Value
+
+UNMEASURED = "not measured"
+
+
+def known(value: Value | None) -> Value | None:
+    """The value, or None where it is missing or not a number."""
+    return value if value is not None and math.isfinite(value.value) else None
+
+
+def percent(x: float, *, sign: bool = False) -> str:
+    """0.985 -> "98.5"; with `sign`, "+98.5"."""
+    rounded = round(100 * x, 1) + 0.0
+    text = f"{rounded:+.1f}" if sign and rounded else f"{rounded:.1f}"
+    return text.removesuffix(".0").replace("-", "\N{MINUS SIGN}")
+
+
+def share(value: Value | None) -> str:
+    value = known(value)
+    return UNMEASURED if value is None else f"{percent(value.value)}%"
+
+
+def share_interval(value: Value | None) -> str:
+    value = known(value)
+    return "" if value is None else f"{percent(value.low)} to {percent(value.high)}%"
+
+
+def points(value: Value | None) -> str:
+    """A difference of shares, in percentage points."""
+    value = known(value)
+    return UNMEASURED if value is None else f"{percent(value.value, sign=True)} pt"
+
+
+def points_interval(value: Value | None) -> str:
+    value = known(value)
+    return "" if value is None else f"{percent(value.low, sign=True)} to {percent(value.high, sign=True)} pt"
+
+
+def number(value: Value | None) -> str:
+    value = known(value)
+    return UNMEASURED if value is None else f"{value.value:.3g}"
+
+
+def number_interval(value: Value | None) -> str:
+    value = known(value)
+    return "" if value is None or value.low == value.high else f"{value.low:.3g} to {value.high:.3g}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min"
+
+
+def memory(size: int) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def moment(iso: str) -> str:
+    return datetime.fromisoformat(iso).strftime("%Y-%m-%d %H:%M %Z")
+
+
+def short_digest(digest: str) -> str:
+    return digest.removeprefix("sha256:")[:12]
+
+
+def bare(name: str) -> str:
+    """A name without the folders and the ending of a file: where things lay on someone's disk is no part of the report."""
+    return PurePath(name).stem if "/" in name or "\\" in name else name
+
+
+def listed(items: Sequence[str]) -> str:
+    """["a", "b", "c"] -> "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
+
+
+def pictures(n: int) -> str:
+    return f"{n} picture" if n == 1 else f"{n} pictures"
+
+
+# -- the verdict ----------------------------------------------------------------------------------------------------------
+
+
+def verdict(
+    *,
+    served: int,
+    rejected: int,
+    waiting: int,
+    forgotten: Sequence[tuple[str, Value | None]],
+    ira: Value | None,
+    cra: Value | None,
+) -> str:
+    """One sentence for someone who reads no further.
+
+    Args:
+        served, rejected, waiting: requests whose step was accepted, was not, and that have no finished step.
+        forgotten: label and unlearning accuracy of each forgotten concept after the last accepted step.
+        ira, cra: paired differences from the base model after that step.
+    """
+    total = served + rejected + waiting
+    counts = [f"{served} of {total} request{'s' if total != 1 else ''} served"]
+    counts += [f"{rejected} not passed by the gate"] if rejected else []
+    counts += [f"{waiting} waiting"] if waiting else []
+    parts = [", ".join(counts)]
+    if not served:
+        return f"{parts[0]}; the model is still the base model."
+    return "; ".join([*parts, _forgetting(forgotten), _retention(ira, cra)]) + "."
+
+
+def _forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
+    measured = [(label, value) for label, value in forgotten if known(value)]
+    if not measured:
+        return "whether the concepts still show was not measured"
+    shows = {label: round((1 - v.value) * v.n) for label, v in measured if v}
+    n = sum(v.n for _, v in measured if v)
+    missing = f", {len(forgotten) - len(measured)} not measured" if len(measured) < len(forgotten) else ""
+    if not any(shows.values()):
+        what = "the forgotten concept does not show" if len(forgotten) == 1 else "no forgotten concept shows"
+        return f"{what} in any of {n} test pictures{missing}"
+    total = sum(shows.values())
+    if len(forgotten) == 1:
+        return f"the forgotten concept shows in {total} of {n} test pictures"
+    worst, value = max(measured, key=lambda pair: shows[pair[0]] / pair[1].n if pair[1] else 0.0)
+    assert value is not None
+    return (
+        f"forgotten concepts show in {total} of {n} test pictures "
+        f"(most often {worst}: {shows[worst]} of {value.n}){missing}"
+    )
+
+
+def _retention(ira: Value | None, cra: Value | None) -> str:
+    near, far = (_against_base(v) for v in (ira, cra))
+    if near == far:
+        return f"retention is {near}"
+    return f"retention is {near} for neighbours and {far} for the rest"
+
+
+def _against_base(value: Value | None) -> str:
+    value = known(value)
+    if value is None:
+        return "not measured"
+    amount = percent(abs(value.value))
+    if amount == "0":
+        return "the same as the base model's"
+    unit = "point" if amount == "1" else "points"
+    return f"{amount} {unit} {'below' if value.value < 0 else 'above'} the base model"

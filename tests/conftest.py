@@ -1,0 +1,44 @@
+"""Tiny pipelines on disk, built once per session. Tests that change a folder change a copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import diffusers
+import pytest
+import transformers
+
+import tiny
+
+for library in (diffusers, transformers):
+    library.utils.logging.disable_progress_bar()
+    library.utils.logging.set_verbosity_error()
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """`tiny_folder(name)`: the folder of a pipeline of `tiny.PIPELINES`, written when it is first asked for."""
+    return cache(lambda name: tiny.save(name, tmp_path_factory.mktemp("pipelines") / name))
+
+
+@pytest.fixture(scope="session", params=list(tiny.PIPELINES))
+def model_folder(request: pytest.FixtureRequest, tiny_folder: Callable[[str], Path]) -> Path:
+    """The folder of each tiny pipeline in turn."""
+    return tiny_folder(request.param)
+
+
+@pytest.fixture(scope="session")
+def sd_folder(tiny_folder: Callable[[str], Path]) -> Path:
+    return tiny_folder("sd-epsilon")
+
+
+@pytest.fixture(scope="session")
+def sd_v_folder(tiny_folder: Callable[[str], Path]) -> Path:
+    return tiny_folder("sd-v")
+
+
+@pytest.fixture(scope="session")
+def sd3_folder(tiny_folder: Callable[[str], Path]) -> Path:
+    return tiny_folder("sd3")

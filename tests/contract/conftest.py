@@ -1,0 +1,23 @@
+"""Backbones over the tiny pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from expunge import backbones
+from expunge.backbones import Backbone
+
+
+@pytest.fixture(scope="module")
+def backbone(model_folder: Path) -> Backbone:
+    """Each backbone in turn, loaded once; tests do not change it."""
+    return backbones.load(model_folder)
+
+
+@pytest.fixture
+def fresh_backbone(model_folder: Path) -> Callable[[], Backbone]:
+    """Loads the backbone anew on every call."""
+    return lambda: backbones.load(model_folder)

@@ -1,0 +1,163 @@
+"""LACU's mathematics: known answers, and a bank that stands for the published procedure."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from scipy.stats import ks_2samp
+
+from expunge import seeds
+from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
+from expunge.locality import Draws, choose_mapping, rank, score_distances, scoring_draws
+from expunge.methods import Lacu, LacuConfig, Position
+from expunge.methods.lacu import LacuState, distillation_loss, resteering_loss
+from expunge.prompts import Candidate, ForgetPrompt
+from expunge.replay import Bank, FreshReplay, ReplayConfig, Sampler, fill_bank
+from steps import SMALL, context
+
+
+def test_the_losses_are_means_of_squares() -> None:
+    zeros, twos = torch.zeros(2, 4, 3, 3), torch.full((2, 4, 3, 3), 2.0)
+    half = torch.cat([zeros[:1], twos[:1]])
+    for loss in (resteering_loss, distillation_loss):
+        assert loss(zeros, zeros) == 0
+        assert loss(zeros, twos) == loss(twos, zeros) == 4
+        assert loss(half, zeros) == 2
+
+
+def test_one_joined_pass_gives_what_separate_passes_give(backbone: Backbone) -> None:
+    method, state, teacher = _prepared(backbone)
+    student = Predictor(backbone, backbone.denoiser, Evaluations())
+    batch = method.batch(state, Position(0), student)
+    forget, retain = batch.forget, batch.retain
+    with torch.no_grad():
+        joined = method.losses(batch, student, teacher, state)
+        unlearn = resteering_loss(
+            student(forget.latents, forget.t, state.forget[forget.prompts]),
+            teacher(forget.latents, forget.t, state.mapping[forget.prompts]),
+        )
+        preserve = distillation_loss(
+            student(retain.latents, retain.t, state.retain[retain.prompts]),
+            teacher(retain.latents, retain.t, state.retain[retain.prompts]),
+        )
+    torch.testing.assert_close(joined["unlearn"], unlearn)
+    torch.testing.assert_close(joined["preserve"], preserve, atol=1e-9, rtol=1e-4)
+    assert joined["unlearn"] > 0  # the student is still the teacher: what differs is the prompt
+    assert joined["preserve"] < 1e-9
+
+
+def test_times_lie_where_the_configuration_says(backbone: Backbone) -> None:
+    method, state, teacher = _prepared(backbone, t_min=100, t_max=300)
+    batches = [method.batch(state, Position(step), teacher) for step in range(40)]
+    forget, retain = (torch.cat([getattr(b, role).t for b in batches]) for role in ("forget", "retain"))
+    low, high = backbone.network_time(torch.tensor([100, 300]))
+    assert low <= forget.min() < forget.max() <= high
+    low, high = backbone.network_time(torch.tensor([60, 940]))
+    assert retain.min() < low < high < retain.max()
+
+
+def test_processes_draw_different_rows_that_together_are_the_larger_batch(backbone: Backbone) -> None:
+    method, state, teacher = _prepared(backbone)
+    joined = method.batch(dataclasses.replace(state, batch_size=4), Position(3), teacher)
+    halves = dataclasses.replace(state, batch_size=2)
+    parts = [method.batch(halves, Position(3, process=i, processes=2), teacher) for i in range(2)]
+    assert torch.equal(joined.forget.latents, torch.cat([p.forget.latents for p in parts]))
+    assert torch.equal(joined.retain.t, torch.cat([p.retain.t for p in parts]))
+    assert not torch.equal(parts[0].forget.latents, parts[1].forget.latents)
+
+
+def test_score_distance_is_the_mean_squared_difference_of_predictions(backbone: Backbone) -> None:
+    predict = Predictor(backbone, backbone.denoiser, Evaluations())
+    draws = scoring_draws(backbone, 3, seeds.generator(0))
+    source, others = backbone.encode(["a fox"]), backbone.encode(["a fox", "a wolf", "a bus on a table"])
+    found = score_distances(predict, source, others, draws, batch_size=5)
+    with torch.no_grad():
+        for i in range(3):
+            by_hand = [
+                (
+                    backbone.predict(backbone.denoiser, draws.latents[k : k + 1], draws.t[k : k + 1], source)
+                    - backbone.predict(
+                        backbone.denoiser, draws.latents[k : k + 1], draws.t[k : k + 1], others[i : i + 1]
+                    )
+                )
+                .square()
+                .mean()
+                for k in range(3)
+            ]
+            torch.testing.assert_close(found[i], torch.stack(by_hand).mean(), atol=1e-9, rtol=1e-3)
+    assert found[0] < 1e-9 < found[1:].min()
+
+
+def test_scoring_draws_are_noise_at_every_time_as_published(backbone: Backbone) -> None:
+    draws = scoring_draws(backbone, 400, seeds.generator(1))
+    again = scoring_draws(backbone, 400, seeds.generator(1))
+    assert torch.equal(draws.latents, again.latents)
+    if backbone.denoiser_name == "unet":  # variance preserving: noise stays N(0, I)
+        assert draws.latents.var().item() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_nearest_candidate_is_chosen_and_ties_go_to_the_first(backbone: Backbone) -> None:
+    predict = Predictor(backbone, backbone.denoiser, Evaluations())
+    draws = scoring_draws(backbone, 4, seeds.generator(2))
+    candidates = tuple(Candidate(p, p) for p in ("a blue car", "a red apple", "a red apple"))
+    (choice,) = choose_mapping(predict, [ForgetPrompt("7", "a red apple", candidates)], draws, 16)
+    assert (choice.id, choice.mapping) == ("7", "a red apple")
+    assert choice.distances.index(min(choice.distances)) in (1, 2)
+    ranked = rank(predict, "a red apple", ["a blue car", "a red apple"], draws, 16)
+    assert [name for name, _ in ranked] == ["a red apple", "a blue car"]
+
+
+def test_a_bank_draws_everything_once_before_anything_twice() -> None:
+    bank = Bank(torch.arange(10.0).view(10, 1, 1, 1), torch.arange(10), seed=3)
+    epochs = [bank.draw(start, 10)[1].tolist() for start in (0, 10, 20)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert bank.draw(7, 6)[1].tolist() == epochs[0][7:] + epochs[1][:3]
+
+
+def test_a_bank_drawn_once_has_the_losses_of_fresh_replay(backbone: Backbone) -> None:
+    """Per-row re-steering losses of both sources are samples of one distribution; a bank of another prompt's are not."""
+    _, state, teacher = _prepared(backbone)
+    n, solver = 240, backbone.replay_solver
+    sampler = Sampler(teacher, state.forget, 4, solver)
+    fresh = _row_losses(state, teacher, *FreshReplay(sampler, 11).draw(0, n))
+    bank = _row_losses(state, teacher, *fill_bank(sampler, n, 60, 12).draw(0, n))
+    assert ks_2samp(fresh, bank).pvalue > 0.01
+
+    latents, prompts = fill_bank(sampler, n, 60, 12).draw(0, n)
+    blank = torch.zeros_like(latents)
+    assert ks_2samp(fresh, _row_losses(state, teacher, blank, prompts)).pvalue < 1e-6
+
+
+def test_fresh_replay_is_sampled_anew_from_its_position(backbone: Backbone) -> None:
+    _, state, _ = _prepared(backbone, replay=ReplayConfig(source="fresh", steps=2))
+    assert isinstance(state.forget_replay, FreshReplay)
+    first, again, later = (state.forget_replay.draw(position, 3)[0] for position in (0, 0, 3))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+
+
+def _prepared(
+    backbone: Backbone, replay: ReplayConfig | None = None, **changes: int
+) -> tuple[Lacu, LacuState, Predictor]:
+    method = Lacu(LacuConfig(**{**SMALL["lacu"], **changes}))
+    step = context(backbone, **({"replay": replay} if replay else {}))
+    state, _ = method.prepare(step)
+    return method, state, step.teacher
+
+
+@torch.no_grad()
+def _row_losses(state: LacuState, teacher: Predictor, clean: torch.Tensor, prompts: torch.Tensor) -> list[float]:
+    """Each row's squared difference between forget and mapping prediction at one fixed time and noise scale."""
+    backbone = teacher.backbone
+    noise = backbone.noise([seeds.generator(99, i) for i in range(len(clean))])
+    t = backbone.network_time(torch.full((len(clean),), 200))
+    draws = Draws(backbone.add_noise(clean, noise, t), t)
+
+    def predict(prompt: Conditioning) -> torch.Tensor:
+        return teacher(draws.latents, draws.t, prompt[prompts])
+
+    difference = predict(state.forget) - predict(state.mapping)
+    return [float(v) for v in difference.square().mean(dim=(1, 2, 3))]

@@ -1,0 +1,145 @@
+"""Every registered method, on every backbone, keeps the same promises."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.concepts import mentions
+from expunge.engine import StepLog, TrainConfig, learning_rate
+from expunge.errors import ExpungeError
+from expunge.methods import METHODS, Position
+from steps import SMALL, context, run_step
+
+pytestmark = pytest.mark.parametrize("method", METHODS)
+
+
+def test_unknown_fields_are_errors(method: str) -> None:
+    with pytest.raises(ValidationError, match="no_such_field"):
+        METHODS[method].Config(no_such_field=1)
+
+
+def test_prompts_leave_out_what_is_forgotten_or_held_out(method: str, backbone: Backbone) -> None:
+    cls = METHODS[method]
+    step = context(backbone)
+    _, record = cls(cls.Config(**SMALL[method])).prepare(step)
+    off_limits = [step.source.concept(name) for name in ("fox", "neon", "cat")]
+    assert [p["id"] for p in record.prompts["forget"]] == [p["id"] for p in record.prompts["mapping"]]
+    for prompt in [p["prompt"] for p in record.prompts["mapping"]] + record.prompts["retain"]:
+        assert not [c.name for c in off_limits if mentions(prompt, c)]
+    assert all(mentions(p["prompt"], off_limits[0]) for p in record.prompts["forget"])
+
+
+def test_losses_are_finite_scalars_with_a_weight_each(method: str, backbone: Backbone) -> None:
+    cls = METHODS[method]
+    built = cls(cls.Config(**SMALL[method]))
+    step = context(backbone)
+    state, _ = built.prepare(step)
+    student = Predictor(backbone, backbone.denoiser, Evaluations())
+    losses = built.losses(built.batch(state, Position(0), student), student, step.teacher, state)
+    assert losses.keys() == built.weights.keys()
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+
+
+def test_only_the_declared_parameters_move_and_the_teacher_stays(
+    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    for group in ("cross-attention-kv", "cross-attention", "full"):
+        backbone = fresh_backbone()
+        before = {n: p.detach().clone() for n, p in backbone.denoiser.named_parameters()}
+        after = run_step(backbone, tmp_path / group, method=method, parameters=group)
+        moved = {n for n in before if not torch.equal(before[n], after[n])}
+        assert moved <= set(backbone.parameters_of(group))
+        assert len(moved) > 0.8 * len(backbone.parameters_of(group))
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
+    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    first, again, other = (
+        run_step(fresh_backbone(), tmp_path / str(i), method=method, seed=seed) for i, seed in enumerate((1, 1, 2))
+    )
+    assert _equal(first, again)
+    assert not _equal(first, other)
+
+
+def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
+    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    whole = run_step(fresh_backbone(), tmp_path / "whole", method=method)
+
+    def interrupt(entry: StepLog) -> None:
+        if entry.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_step(fresh_backbone(), tmp_path / "broken", method=method, on_step=interrupt)
+    steps: list[int] = []
+    resumed = run_step(fresh_backbone(), tmp_path / "broken", method=method, on_step=lambda e: steps.append(e.step))
+    assert steps == [3, 4]
+    assert _equal(whole, resumed)
+    logs = [_log(tmp_path / name) for name in ("whole", "broken")]
+    assert logs[0] == logs[1]
+
+
+def test_the_comparison_of_resumed_bits_can_fail(
+    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    """Without its optimizer moments a checkpoint is not enough."""
+    from expunge.files import load_tensors, save_tensors
+
+    whole = run_step(fresh_backbone(), tmp_path / "whole", method=method)
+    run_step(fresh_backbone(), tmp_path / "half", method=method, steps=2)
+    path = tmp_path / "half" / "train-000002.safetensors"
+    tensors = {n: torch.zeros_like(v) if n.startswith("m.") else v for n, v in load_tensors(path).items()}
+    save_tensors(path, tensors)
+    assert not _equal(whole, run_step(fresh_backbone(), tmp_path / "half", method=method))
+
+
+def test_accumulation_is_a_larger_batch(method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
+    joined = run_step(fresh_backbone(), tmp_path / "a", method=method, batch_size=4, accumulation=1, steps=2)
+    split = run_step(fresh_backbone(), tmp_path / "b", method=method, batch_size=2, accumulation=2, steps=2)
+    other = run_step(fresh_backbone(), tmp_path / "c", method=method, batch_size=2, accumulation=1, steps=2)
+    assert _distance(joined, split) < 0.02 * _distance(joined, other)
+
+
+def test_bf16_trains_close_to_fp32(method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
+    logs = {}
+    for precision in ("fp32", "bf16"):
+        run_step(fresh_backbone(), tmp_path / precision, method=method, precision=precision, steps=2)
+        logs[precision] = [e["losses"] for e in _log(tmp_path / precision)]
+    for exact, rounded in zip(logs["fp32"], logs["bf16"], strict=True):
+        assert exact["unlearn"] == pytest.approx(rounded["unlearn"], rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_with_a_sentence(
+    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    with pytest.raises(ExpungeError, match="is not finite at optimizer step"):
+        run_step(fresh_backbone(), tmp_path, method=method, learning_rate=1e30, steps=8, warmup_steps=0)
+
+
+def test_the_learning_rate_rises_over_optimizer_steps(method: str) -> None:
+    config = TrainConfig(learning_rate=1.0, warmup_steps=4)
+    assert [learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert learning_rate(TrainConfig(learning_rate=1.0, warmup_steps=0), 0) == 1.0
+
+
+def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[n], b[n]) for n in a)
+
+
+def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
+    return float(sum((a[n] - b[n]).square().sum() for n in a)) ** 0.5
+
+
+def _log(folder: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]

@@ -1,0 +1,198 @@
+"""From requests to a model that stock Diffusers loads."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import expunge as package
+from expunge import backbones, iconworld
+from expunge.files import digest_bytes, digest_file, load_tensors
+from runs import expunge, make_run
+
+SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
+
+
+def test_a_run_leaves_all_that_the_design_promises(finished_run: Path) -> None:
+    for name in (
+        "run.toml",
+        "events.jsonl",
+        "requests.jsonl",
+        "summary.json",
+        "report.html",
+        "base/judgements.parquet",
+    ):
+        assert (finished_run / name).is_file(), name
+    for step in ("0001", "0002"):
+        names = (
+            "prompts.json",
+            "choices.json",
+            "train.jsonl",
+            "weights.safetensors",
+            "judgements.parquet",
+            "step.json",
+        )
+        for name in names:
+            assert (finished_run / "steps" / step / name).is_file(), name
+        assert not (finished_run / "steps" / step / "state").exists()
+        record = json.loads((finished_run / "steps" / step / "step.json").read_text())
+        for name, digest in record["files"].items():
+            assert digest_file(finished_run / "steps" / step / name) == digest
+    assert not [p for p in finished_run.rglob("*") if "panda" in p.name or "mosaic" in p.name]
+    assert not list(finished_run.rglob("*.tmp"))
+
+
+def test_the_summary_follows_its_schema(finished_run: Path) -> None:
+    summary = json.loads((finished_run / "summary.json").read_text())
+    jsonschema.validate(summary, json.loads(SCHEMA.read_text()))
+    assert summary["requests"] == [["panda"], ["mosaic"]]
+    assert [len(row) for row in summary["ua_matrix"]] == [2, 2]
+    assert summary["ua_matrix"][1][0]["n"] == 2  # mosaic was measured before its own turn, with the counts in between
+    assert summary["ua_matrix"][0][1]["n"] == 4
+    assert summary["steps"][0]["metrics"]["kid_judge"] is None
+    assert summary["steps"][0]["metrics"]["reasons"]["kid_judge"]
+    broken = summary | {"ua_matrix": [[0.5]]}
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, json.loads(SCHEMA.read_text()))
+
+
+def test_judgements_have_one_row_per_picture_and_the_same_rows_as_the_base(finished_run: Path) -> None:
+    base = pd.read_parquet(finished_run / "base" / "judgements.parquet")
+    last = pd.read_parquet(finished_run / "steps" / "0002" / "judgements.parquet")
+    columns = ["row", "prompt", "seed"]
+    pd.testing.assert_frame_equal(
+        base[columns].sort_values("row", ignore_index=True), last[columns].sort_values("row", ignore_index=True)
+    )
+    assert (base["image"] != last["image"]).any()
+
+
+def test_the_events_are_a_chain(finished_run: Path) -> None:
+    lines = (finished_run / "events.jsonl").read_text().splitlines()
+    events = [json.loads(line) for line in lines]
+    assert [e["event"] for e in events] == [
+        "created", "requested", "requested", "started", "accepted", "started", "accepted",
+    ]  # fmt: skip
+    assert [e["previous"] for e in events[1:]] == [digest_bytes(line.encode()) for line in lines[:-1]]
+
+
+def test_weights_hold_what_differs_from_the_base_in_its_stored_dtype(finished_run: Path) -> None:
+    folder = iconworld.model_folder("iconworld")
+    assert folder is not None
+    stored = backbones.stored_denoiser(folder)
+    weights = load_tensors(finished_run / "steps" / "0002" / "weights.safetensors")
+    assert weights
+    assert all(".attn2." in name for name in weights)
+    assert all(v.dtype == stored[n].dtype and not torch.equal(v, stored[n]) for n, v in weights.items())
+
+
+def test_export_loads_in_stock_diffusers_without_expunge(finished_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "clean"
+    expunge("export", finished_run, out)
+    script = f"""
+import sys
+sys.modules["expunge"] = None
+import torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained({str(out)!r}, dtype=torch.float32)
+pipeline.set_progress_bar_config(disable=True)
+image = pipeline("a bus", num_inference_steps=3, guidance_scale=3.0, generator=torch.Generator().manual_seed(5)).images[0]
+image.save({str(tmp_path / "stock.png")!r})
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=200)
+    expunge("generate", finished_run, "a bus", "--out", tmp_path / "ours.png", "--seed", "5", "--steps", "3")
+    expunge("generate", "iconworld", "a bus", "--out", tmp_path / "base.png", "--seed", "5", "--steps", "3")
+    stock, ours, base = (np.asarray(Image.open(tmp_path / f"{n}.png"), dtype=int) for n in ("stock", "ours", "base"))
+    assert np.abs(stock - ours).max() <= 1
+    assert np.abs(stock - base).max() > 1
+    expunge("export", finished_run, out, code=2)
+
+
+def test_a_stream_stays_open(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    expunge("request", run, "pumpkin")
+    assert "open" in expunge("status", run)
+    digest = digest_file(run / "steps" / "0002" / "step.json")
+    expunge("resume", run)
+    assert digest_file(run / "steps" / "0002" / "step.json") == digest
+    status = expunge("status", run)
+    assert "pumpkin" in status
+    assert "open" not in status
+    assert len(package.Run(run).summary().steps) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["request", "{run}", "pandaa"], "Did you mean panda"),
+        (["request", "{run}", "panda"], "already requested"),
+        (["request", "{run}", " "], "no concept ' '"),
+        (["resume", "{empty}"], "holds no run"),
+        (["run", "{run}", "fox"], "is not empty"),
+        (["run", "{empty}/new", "foxx"], "Did you mean fox"),
+        (["run", "{empty}/new", "fox", "--model", "{empty}"], "no model_index.json"),
+        (["run", "{empty}/new", "fox", "--model", "./nowhere"], "no folder"),
+        (["run", "{empty}/new", "fox", "--preset", "lacu"], "no preset 'lacu'"),
+        (["run", "{empty}/new", "fox", "--set", "train.stepps=3"], "no field 'train.stepps'"),
+        (["run", "{empty}/new", "fox", "--set", "train.precision=fp16"], "needs a CUDA GPU"),
+        (["run", "{empty}/new", "fox", "--set", "train.parameters=attn"], "no parameter group 'attn'"),
+        (["run", "{empty}/new", "fox", "--set", "steps"], "not SECTION.FIELD=VALUE"),
+        (["run", "{empty}/new", "fox", "--protocol", "iconworld-dmo"], "Did you mean iconworld-demo"),
+        (["generate", "iconworld", "  "], "prompt is blank"),
+    ],
+)
+def test_wrong_use_is_answered_with_a_sentence_and_nothing_is_made(
+    finished_run: Path, tmp_path: Path, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from typer.testing import CliRunner
+
+    from expunge.cli import app
+
+    filled = [a.format(run=finished_run, empty=tmp_path) for a in arguments]
+    before = sorted(p for p in finished_run.rglob("*") if p.is_file() and not p.name.startswith("lock"))
+    result = CliRunner().invoke(app, filled)
+    assert result.exit_code == 2
+    assert sentence in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+    assert not list(tmp_path.iterdir())
+    assert before == sorted(p for p in finished_run.rglob("*") if p.is_file() and not p.name.startswith("lock"))
+
+
+def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(tmp_path: Path) -> None:
+    output = make_run(tmp_path / "run", ["panda"], "--set", "gate.forget=1.0", code=1)
+    assert "did not pass the gate (forget panda is" in " ".join(output.split())
+    run = package.Run(tmp_path / "run")
+    assert [r.status for r in run.records] == ["rejected"]
+    assert run.current_weights is None
+    assert run.directory.step(1).weights.exists()
+    with pytest.raises(package.ExpungeError, match="nothing to export"):
+        run.export(tmp_path / "out")
+    assert run.request("panda").id == "0002"
+
+
+def test_another_model_in_its_place_is_noticed(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    text = (run / "run.toml").read_text()
+    digest = package.Run(run).config.model.digest
+    (run / "run.toml").write_text(text.replace(digest, "sha256:" + "0" * 64))
+    package.Run(run).request("pumpkin")
+    assert "is not the model that this run began with" in " ".join(expunge("resume", run, code=2).split())
+
+
+def test_two_processes_do_not_serve_one_run(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    with package.Run(run).directory.locked():
+        assert "is in use by process" in " ".join(expunge("resume", run, code=2).split())
+    expunge("resume", run)

@@ -1,0 +1,62 @@
+"""SIGKILL anywhere, the same command again, the same bits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from expunge.files import digest_file
+from runs import FAST, command, expunge, make_run
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+MOMENTS: dict[str, Callable[[Path], bool]] = {
+    "while latents are replayed": lambda run: (run / "steps/0001/state/replay-forget.safetensors").exists(),
+    "inside training, after a checkpoint": lambda run: _lines(run / "steps/0001/train.jsonl") >= 3,
+    "after the weights, before the judgements": lambda run: (run / "steps/0001/weights.safetensors").exists(),
+    "between the steps": lambda run: (run / "steps/0001/step.json").exists(),
+    "inside the second step": lambda run: _lines(run / "steps/0002/train.jsonl") >= 5,
+}
+
+
+def _kill_when(arguments: list[str], run: Path, reached: Callable[[Path], bool]) -> None:
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not reached(run):
+        assert process.poll() is None, "the process ended before the moment came"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = command("run", run, "panda", "mosaic", *FAST)
+    for reached in MOMENTS.values():
+        _kill_when(arguments, run, reached)
+        arguments = command("resume", run)
+    expunge("resume", run)
+    for step in ("0001", "0002"):
+        for name in ("weights.safetensors", "prompts.json", "choices.json"):
+            assert digest_file(run / "steps" / step / name) == digest_file(finished_run / "steps" / step / name), name
+        tables = [pd.read_parquet(path / "steps" / step / "judgements.parquet") for path in (run, finished_run)]
+        pd.testing.assert_frame_equal(*tables)
+
+
+def test_the_comparison_can_fail(finished_run: Path, tmp_path: Path) -> None:
+    """One optimizer step fewer is not the same bits."""
+    make_run(tmp_path / "run", ["panda"], "--set", "train.steps=5")
+    name = "steps/0001/weights.safetensors"
+    assert digest_file(tmp_path / "run" / name) != digest_file(finished_run / name)

@@ -1,0 +1,89 @@
+"""One step of training on a tiny pipeline, without a run around it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from expunge import iconworld
+from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.constraints import L2, L2Config
+from expunge.engine import TrainConfig, train
+from expunge.methods import METHODS, StepContext
+from expunge.replay import ReplayConfig
+
+SMALL: dict[str, dict[str, Any]] = {
+    "lacu": {
+        "forget_prompts": 4,
+        "mapping_candidates": 2,
+        "mapping_draws": 2,
+        "retain": "mixed",
+        "retain_concepts": 3,
+        "retain_prompts": 6,
+        "retain_draws": 2,
+    }
+}
+"""{method: a configuration that runs in a second}; every registered method has one."""
+
+
+def context(backbone: Backbone, *, seed: int = 0, batch_size: int = 4, **changes: Any) -> StepContext:
+    """A step that must forget "fox", with "cat" held out."""
+    vocabulary = iconworld.vocabulary()
+    fields: dict[str, Any] = {
+        "backbone": backbone,
+        "teacher": Predictor(backbone, backbone.copy_denoiser(torch.float32), Evaluations()),
+        "source": vocabulary,
+        "concepts": (vocabulary.concept("fox"),),
+        "forgotten": (vocabulary.concept("neon"),),
+        "held_out": frozenset({"cat"}),
+        "replay": ReplayConfig(steps=2, forget_latents=6, retain_latents=6, batch_size=4),
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    return StepContext(**{**fields, **changes})
+
+
+def run_step(
+    backbone: Backbone,
+    folder: Path,
+    *,
+    method: str = "lacu",
+    seed: int = 0,
+    changes: dict[str, Any] | None = None,
+    on_step: Any = lambda _: None,
+    **train_changes: Any,
+) -> dict[str, Tensor]:
+    """Train `backbone` from its present weights; the trained weights. `folder` keeps state between calls."""
+    config = TrainConfig.model_validate(
+        {
+            "steps": 4,
+            "batch_size": 4,
+            "accumulation": 1,
+            "learning_rate": 1e-3,
+            "warmup_steps": 2,
+            "checkpoint_steps": 2,
+        }
+        | train_changes
+    )
+    cls = METHODS[method]
+    built = cls(cls.Config(**{**SMALL[method], **(changes or {})}))
+    step = context(backbone, seed=seed, batch_size=config.batch_size)
+    state, _ = built.prepare(step)
+    base = {n: p.detach().clone() for n, p in step.teacher.denoiser.named_parameters()}
+    train(
+        backbone,
+        step.teacher,
+        built,
+        state,
+        [L2(L2Config(weight=1e-3))],
+        base,
+        config,
+        checkpoint=folder,
+        log=folder / "train.jsonl",
+        evaluations=Evaluations(),
+        on_step=on_step,
+    )
+    return {n: p.detach().clone() for n, p in backbone.denoiser.named_parameters()}

@@ -1,0 +1,71 @@
+"""Configurations: presets that hold what they claim, and sentences for what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from expunge.errors import ExpungeError
+from expunge.stream import PRESETS, RunConfig, preset, summary_schema
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_being_written_out(name: str) -> None:
+    config = preset(name)
+    assert RunConfig.from_toml(config.to_toml(), "run.toml") == config
+
+
+def test_the_published_preset_holds_the_published_numbers() -> None:
+    config = preset("lacu-sd15")
+    assert config.train.batch_size * config.train.accumulation == 108
+    assert config.train.warmup_steps == 10
+    assert config.train.learning_rate == 5e-5
+    assert (config.method["lambda_unlearn"], config.method["lambda_preserve"]) == (5.0, 25.0)
+    assert (config.method["t_min"], config.method["t_max"]) == (0, 600)
+    assert (config.method["mapping_draws"], config.method["retain_draws"]) == (32, 16)
+    assert config.constraints == ({"name": "l2", "weight": 2e-4, "toward": "previous"},)
+    assert (config.replay.source, config.replay.steps, config.replay.solver) == ("fresh", 20, "published")
+
+
+def test_everything_is_written_out_so_that_a_run_does_not_depend_on_defaults() -> None:
+    text = RunConfig.from_data({"method": {"name": "lacu"}, "constraints": [{"name": "l2"}]}, "here").to_toml()
+    for field in ("lambda_preserve", "epsilon", "toward", "forget_latents", "max_ira_drop", "vocabulary"):
+        assert f"{field} = " in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"train": {"stepps": 3}}, "There is no field 'train.stepps'"),
+        ({"trian": {"steps": 3}}, "unknown section 'trian'. Did you mean train"),
+        ({"method": {"name": "lacuu"}}, "no method 'lacuu'. Did you mean lacu"),
+        ({"method": {"strenght": 2}}, "strenght"),
+        ({"method": {"t_min": 700, "t_max": 600}}, "must not be above t_max"),
+        ({"train": {"steps": 0}}, "train.steps"),
+        ({"train": {"learning_rate": -1}}, "train.learning_rate"),
+        ({"constraints": [{"name": "l3"}]}, "no constraint 'l3'"),
+        ({"replay": {"source": "buffer"}}, "'bank' or 'fresh'"),
+    ],
+)
+def test_what_cannot_be_used_is_answered_with_a_sentence(changes: dict[str, object], sentence: str) -> None:
+    with pytest.raises(ExpungeError) as error:
+        preset("lacu-iconworld", changes)
+    assert sentence in str(error.value)
+
+
+def test_a_method_of_ones_own_is_named_by_file_and_class(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("from expunge.methods.lacu import Lacu\n\n\nclass Mine(Lacu):\n    pass\n")
+    config = preset("lacu-iconworld", {"method": {"name": f"{file}:Mine"}})
+    assert type(config.build_method()).__name__ == "Mine"
+    with pytest.raises(ExpungeError, match="no class 'Other'"):
+        preset("lacu-iconworld", {"method": {"name": f"{file}:Other"}})
+    with pytest.raises(ExpungeError, match="no preset 'lacu'"):
+        preset("lacu")
+
+
+def test_the_published_schema_of_the_summary_is_the_one_in_the_code() -> None:
+    path = Path(__file__).parents[2] / "docs" / "summary.schema.json"
+    assert json.loads(path.read_text()) == summary_schema()

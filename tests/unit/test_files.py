@@ -1,0 +1,50 @@
+"""Files are whole or absent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from expunge.errors import ExpungeError
+from expunge.files import append_line, digest_file, load_tensors, read_lines, replacing, save_tensors, write_text
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
+    path = tmp_path / "record.json"
+    write_text(path, "old")
+
+    def fail_half_way() -> None:
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        fail_half_way()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_half_written_last_line_does_not_count_and_is_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    append_line(path, "one")
+    with open(path, "a") as file:
+        file.write('{"tw')
+    assert read_lines(path) == ["one"]
+    append_line(path, "two")
+    assert read_lines(path) == ["one", "two"]
+
+
+def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
+    a, b = torch.arange(6.0).view(2, 3), torch.ones(2, dtype=torch.float16)
+    save_tensors(tmp_path / "x.safetensors", {"a": a, "b": b}, {"step": "1"})
+    save_tensors(tmp_path / "y.safetensors", {"b": b, "a": a}, {"step": "1"})
+    save_tensors(tmp_path / "z.safetensors", {"a": a + 1, "b": b}, {"step": "1"})
+    x, y, z = (digest_file(tmp_path / f"{n}.safetensors") for n in "xyz")
+    assert x == y != z
+
+
+def test_pickles_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExpungeError, match="pickle"):
+        load_tensors(tmp_path / "weights.pt")

@@ -1,0 +1,115 @@
+"""Metrics on hand-made tables with known answers."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import binomtest
+
+from expunge.evaluation import Value, metrics
+from expunge.evaluation.run import collapsed
+
+
+def table(rows: list[tuple[str, str, str, bool | None, str]]) -> pd.DataFrame:
+    """(role, concept, prompt, shown, asked) -> judgements; a prompt stands in several rows, as it does in a protocol."""
+    frame = pd.DataFrame(rows, columns=["role", "concept", "prompt", "shown", "asked"])
+    frame["row"] = [f"row {i}" for i in range(len(frame))]
+    frame["replayed"] = False
+    return frame.astype({"shown": "boolean"})
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 10), (10, 10), (3, 40), (39, 40), (150, 300)])
+def test_wilson_agrees_with_scipy(successes: int, n: int) -> None:
+    ours = metrics.wilson(successes, n)
+    theirs = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    assert ours is not None
+    assert (ours.value, ours.n) == (successes / n, n)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high))
+
+
+def test_nothing_measured_is_none_and_not_zero() -> None:
+    empty = table([])
+    assert metrics.wilson(0, 0) is None
+    assert metrics.mean(empty, "shown") is None
+    assert metrics.difference(empty, empty, "shown") is None
+    assert metrics.unlearning_accuracy(empty, "fox") is None
+
+
+def test_unlearning_accuracy_counts_what_is_gone_and_leaves_unknowns_out() -> None:
+    frame = table(
+        [("forget", "fox", f"p{i}", shown, "thing=fox") for i, shown in enumerate([True, False, False, False, None])]
+        + [("forget", "cat", "p", True, "thing=cat"), ("neighbour", "fox", "p", True, "thing=fox")]
+    )
+    value = metrics.unlearning_accuracy(frame, "fox")
+    assert value is not None
+    assert (value.value, value.n) == (0.75, 4)
+
+
+def test_retention_leaves_out_rows_that_hold_something_asked_to_go() -> None:
+    frame = table(
+        [
+            ("neighbour", "wolf", "a", True, "thing=wolf; style=neon"),
+            ("neighbour", "wolf", "b", False, "thing=wolf"),
+            ("other", "bus", "c", True, "thing=bus; style=plain"),
+            ("other", "pear", "d", True, "thing=pear"),
+        ]
+    )
+    parts = metrics.of_roles(frame, ["fox"], ["fox", "neon", "pear"])
+    assert list(parts["neighbour"]["prompt"]) == ["b"]
+    assert list(parts["other"]["prompt"]) == ["c"]
+
+
+def test_differences_are_paired_by_row() -> None:
+    before = table([("other", "bus", f"p{i}", i % 2 == 0, "thing=bus") for i in range(40)])
+    after = before.sample(frac=1, random_state=0)
+    same = metrics.difference(after, before, "shown")
+    assert same == Value(value=0.0, low=0.0, high=0.0, n=40)
+    worse = before.assign(shown=before["shown"] & (before["row"] != "row 0"))
+    drop = metrics.difference(worse, before, "shown")
+    assert drop is not None
+    assert drop.value == pytest.approx(-1 / 40)
+    assert drop.low < 0
+
+
+def test_intervals_are_as_wide_as_prompts_are_few() -> None:
+    """Ten pictures of each of ten prompts that agree within a prompt say as much as ten pictures, not as a hundred."""
+    clustered = table([("other", "bus", f"p{i}", i < 5, "thing=bus") for i in range(10) for _ in range(10)])
+    spread = table([("other", "bus", f"p{i}", i < 50, "thing=bus") for i in range(100)])
+    few, many = metrics.mean(clustered, "shown"), metrics.mean(spread, "shown")
+    assert few is not None
+    assert many is not None
+    assert few.value == many.value == 0.5
+    assert few.high - few.low > 2.5 * (many.high - many.low)
+
+
+def test_unanimous_answers_still_have_an_interval() -> None:
+    value = metrics.mean(table([("other", "bus", f"p{i}", True, "thing=bus") for i in range(20)]), "shown")
+    assert value is not None
+    assert value.value == value.high == 1.0
+    assert 0.8 < value.low < 0.9
+
+
+def test_the_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(7)
+    hits = 0
+    for _ in range(100):
+        shown = rng.random(60) < 0.8
+        value = metrics.mean(table([("other", "bus", f"p{i}", bool(s), "") for i, s in enumerate(shown)]), "shown")
+        assert value is not None
+        hits += value.low <= 0.8 <= value.high
+    assert hits >= 86
+
+
+def test_harmonic_mean_is_that_of_the_means() -> None:
+    parts = [pd.DataFrame({"prompt": ["a", "b"], "x": x}) for x in ([1.0, 1.0], [0.5, 0.5], [0.25, 0.25])]
+    value = metrics.harmonic_mean(parts)
+    assert value is not None
+    assert value.value == pytest.approx(3 / (1 + 2 + 4))
+
+
+def test_a_blank_picture_is_collapsed_and_a_drawing_is_not() -> None:
+    drawing = np.zeros((64, 64, 3), np.uint8)
+    drawing[16:48, 16:48, 0] = 200
+    assert collapsed(np.full((64, 64, 3), 128, np.uint8))
+    assert not collapsed(drawing)

@@ -1,0 +1,66 @@
+"""Protocols: what is measured is never trained on."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from expunge import iconworld
+from expunge.evaluation import Protocol, forget_rows, retention_rows
+from expunge.evaluation.protocol import batches
+
+VOCABULARY = iconworld.vocabulary()
+
+
+@pytest.fixture(params=iconworld.PROTOCOLS)
+def protocol(request: pytest.FixtureRequest) -> Protocol:
+    return iconworld.protocol(request.param)
+
+
+def test_retained_rows_show_nothing_that_is_ever_forgotten(protocol: Protocol) -> None:
+    forgotten = {name for request in protocol.requests for name in request}
+    for row in retention_rows(protocol, VOCABULARY):
+        assert not forgotten & set(row.scene.values())
+
+
+def test_counts_are_those_of_the_file(protocol: Protocol) -> None:
+    rows = retention_rows(protocol, VOCABULARY)
+    for role, counts in (("neighbour", "neighbours"), ("other", "others")):
+        own = [r for r in rows if r.role == role]
+        assert len(own) == getattr(protocol.final, counts) >= 300
+        assert sum(r.level == "between" for r in own) == getattr(protocol.between, counts) >= 96
+    concept = VOCABULARY.concept(protocol.requests[0][0])
+    assert len(forget_rows(protocol, VOCABULARY, concept)) == protocol.final.forget >= 40
+
+
+def test_rows_have_their_own_seeds_and_are_the_same_every_time(protocol: Protocol) -> None:
+    rows = retention_rows(protocol, VOCABULARY)
+    assert rows == retention_rows(protocol, VOCABULARY)
+    assert len({r.seed for r in rows}) == len({r.id for r in rows}) == len(rows)
+
+
+def test_half_of_each_neighbour_group_is_held_out(protocol: Protocol) -> None:
+    for group in protocol.neighbours.values():
+        assert len(group.held_out) == len(group.replayed)
+
+
+def test_the_rows_between_are_painted_in_the_same_batches_as_at_the_end(protocol: Protocol) -> None:
+    rows = retention_rows(protocol, VOCABULARY)
+    size = protocol.sampler.batch_size
+    every = {tuple(r.id for r in batch) for batch in batches(rows, size)}
+    between = {tuple(r.id for r in batch) for batch in batches([r for r in rows if r.level == "between"], size)}
+    assert between < every
+
+
+def test_the_demonstration_is_not_what_was_tuned_on() -> None:
+    demo, dev = (iconworld.protocol(f"iconworld-{name}").requests for name in ("demo", "dev"))
+    assert not {n for r in demo for n in r} & {n for r in dev for n in r}
+
+
+def test_a_protocol_that_contradicts_itself_is_refused(protocol: Protocol) -> None:
+    data = protocol.model_dump(by_alias=True)
+    first = protocol.requests[0][0]
+    with pytest.raises(ValidationError, match="forgotten and retained"):
+        Protocol.model_validate({**data, "others": [*protocol.others, first]})
+    with pytest.raises(ValidationError, match="no neighbours are given"):
+        Protocol.model_validate({**data, "requests": [*protocol.requests, ["zebra"]]})

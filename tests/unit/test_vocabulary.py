@@ -1,0 +1,92 @@
+"""Prompts from a vocabulary: paired, free of what must not be shown, apart from evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from expunge import iconworld
+from expunge.concepts import mentions
+from expunge.errors import ExpungeError
+from expunge.prompts import Vocabulary
+
+VOCABULARY = iconworld.vocabulary()
+FOX, NEON = VOCABULARY.concept("fox"), VOCABULARY.concept("neon style")
+
+
+def test_a_concept_is_found_by_alias_and_gets_its_kind() -> None:
+    assert NEON.name == "neon"
+    assert NEON.kind == "style"
+    assert VOCABULARY.concept("Football").name == "soccer ball"
+    assert VOCABULARY.concept("santa").kind == "character"
+
+
+def test_an_unknown_concept_is_answered_with_the_nearest_names() -> None:
+    with pytest.raises(ExpungeError, match="Did you mean fox"):
+        VOCABULARY.concept("foxx")
+
+
+def test_candidates_keep_the_scene_and_replace_the_concept_alone() -> None:
+    for prompt in VOCABULARY.forget_prompts(FOX, ["wolf", "dog"], 24, 1, frozenset({"neon"})):
+        assert mentions(prompt.prompt, FOX)
+        assert not mentions(prompt.prompt, NEON)
+        assert [c.prompt for c in prompt.candidates] == [prompt.prompt.replace("fox", n) for n in ("wolf", "dog")]
+
+
+def test_an_optional_concept_can_also_be_left_out() -> None:
+    prompts = VOCABULARY.forget_prompts(NEON, ["mosaic"], 8, 1, frozenset())
+    for prompt in prompts:
+        assert prompt.candidates[-1].replacement is None
+        assert prompt.candidates[-1].prompt == prompt.prompt.replace(" in neon style", "")
+
+
+def test_retain_prompts_show_every_name_and_none_to_avoid() -> None:
+    prompts = VOCABULARY.retain_prompts(["cat", "wolf", "mosaic"], 30, 3, frozenset({"wolf", "neon"}))
+    assert len(prompts) == 30
+    assert any("cat" in p for p in prompts)
+    assert any("mosaic" in p for p in prompts)
+    assert not any("wolf" in p or "neon" in p for p in prompts)
+    with pytest.raises(ExpungeError, match="No concept is left"):
+        VOCABULARY.retain_prompts(["wolf"], 3, 3, frozenset({"wolf"}))
+
+
+def test_draws_depend_on_the_seed_alone() -> None:
+    first, again, other = (VOCABULARY.forget_prompts(FOX, ["wolf"], 12, seed, frozenset()) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_values_come_up_about_equally_often() -> None:
+    drawn = [p.scene for p in VOCABULARY.evaluation_prompts(FOX, 80, 0, frozenset(), {"style": ("plain", "neon")})]
+    styles = [scene.get("style") for scene in drawn]
+    assert styles.count("neon") == styles.count(None) == 40
+
+
+def test_no_training_prompt_is_ever_an_evaluation_prompt() -> None:
+    names = [*VOCABULARY.names("thing"), *VOCABULARY.names("style")]
+    trained = set(VOCABULARY.retain_prompts(names, 4000, 5, frozenset()))
+    asked = {
+        p.prompt for n in names for p in VOCABULARY.evaluation_prompts(VOCABULARY.concept(n), 40, 6, frozenset(), {})
+    }
+    assert len(asked) > 1000
+    assert not trained & asked
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("schema = 2", "schema"),
+        ("not toml", "cannot be used"),
+        (
+            'schema = 1\ntemplates = ["{thing}"]\nevaluation_templates = ["{thing}"]\ngroups = []\n'
+            '[slots.thing]\nphrase = "{}"\nkind = "object"',
+            "must not share templates",
+        ),
+    ],
+)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:
+    path = tmp_path / "words.toml"
+    path.write_text(text)
+    with pytest.raises(ExpungeError, match=complaint) as error:
+        Vocabulary.read(path)
+    assert str(path) in str(error.value)
