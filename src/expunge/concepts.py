@@ -6,17 +6,15 @@ Matching is by whole words and phrases: "pineapple" does not speak of "apple", "
 
 from __future__ import annotations
 
-import re
+import unicodedata
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_WORD = re.compile(r"[^\W_]+")
-
 
 def _check_name(name: str) -> str:
     name = " ".join(name.split())
-    if not _WORD.search(name):
+    if not words(name):
         raise ValueError("a concept needs a name with at least one letter or digit")
     if len(name) > 200:
         raise ValueError(f"the name of a concept has at most 200 characters, not {len(name)}")
@@ -41,6 +39,11 @@ class Concept(BaseModel):
     confusables: tuple[str, ...] = ()
 
     _name = field_validator("name")(_check_name)
+
+    @field_validator("aliases", "confusables")
+    @classmethod
+    def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(_check_name(name) for name in names)
 
     @model_validator(mode="after")
     def _no_alias_is_a_confusable(self) -> Self:
@@ -68,8 +71,9 @@ class Request(BaseModel):
 
 
 def words(text: str) -> list[str]:
-    """Lower-case words of a text; hyphens and underscores separate words."""
-    return _WORD.findall(text.casefold())
+    """Lower-case words of a text, one spelling per letter (NFKC); hyphens and underscores separate words."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in text).split()
 
 
 def mentions(prompt: str, concept: Concept) -> str | None:
@@ -88,18 +92,22 @@ def mentions(prompt: str, concept: Concept) -> str | None:
 
 
 def _places(prompt_words: list[str], phrase: list[str]) -> list[tuple[int, int]]:
-    """Where `phrase` stands in the prompt, its last word also in the plural."""
+    """Where `phrase` stands in the prompt, its last word in the singular or the plural."""
     n = len(phrase)
-    lasts = _forms(phrase[-1])
+    last = phrase[-1]
     return [
         (i, i + n)
         for i in range(len(prompt_words) - n + 1)
-        if prompt_words[i : i + n - 1] == phrase[:-1] and prompt_words[i + n - 1] in lasts
+        if prompt_words[i : i + n - 1] == phrase[:-1] and _same(prompt_words[i + n - 1], last)
     ]
 
 
+def _same(a: str, b: str) -> bool:
+    return a in _forms(b) or b in _forms(a)
+
+
 def _forms(word: str) -> set[str]:
-    """A word and its regular English plurals (and the singular, where the word itself is one)."""
+    """A word and its regular English plurals."""
     forms = {word, word + "s", word + "es"}
     if word.endswith("y"):
         forms.add(word[:-1] + "ies")

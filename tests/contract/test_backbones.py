@@ -514,7 +514,13 @@ def test_pickled_weights_are_refused_in_every_component(model_folder: Path, tmp_
 
 def test_an_incomplete_pipeline_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     """Left alone, the libraries put an empty tokenizer or random weights in place of what is missing."""
-    for missing in ("tokenizer", "vae", "unet/config.json", "tokenizer/tokenizer.json", "text_encoder/model.safetensors"):
+    for missing in (
+        "tokenizer",
+        "vae",
+        "unet/config.json",
+        "tokenizer/tokenizer.json",
+        "text_encoder/model.safetensors",
+    ):
         folder = copy_of(sd_folder, tmp_path)
         path = folder / missing
         shutil.rmtree(path) if path.is_dir() else path.unlink()

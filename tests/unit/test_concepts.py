@@ -21,7 +21,7 @@ MONA_LISA = Concept(name="Mona Lisa", aliases=("La Gioconda", "La Joconde"))
         "An APPLE on a table.",
         "two apples, one red",
         "the apple's core",
-        "the apple’s core",
+        "the apple\u2019s core",
         "an apple-shaped lamp",
         "apple_tree",
         "(apple:1.3), best quality",
@@ -164,7 +164,7 @@ def test_names_are_stripped_of_stray_spaces() -> None:
 
 @pytest.mark.parametrize("name", ["", "   ", "🍎", "--", "x" * 201])
 def test_a_name_needs_a_word_and_an_end(name: str) -> None:
-    with pytest.raises(ValidationError, match="name of a concept|a concept needs a name"):
+    with pytest.raises(ValidationError, match=r"name of a concept|a concept needs a name"):
         Concept(name=name)
 
 
@@ -201,12 +201,6 @@ def test_a_request_names_at_least_one_concept() -> None:
     assert [concept.name for concept in request.concepts] == ["apple", "golf ball"]
 
 
-# -- known gaps -------------------------------------------------------------------------------------------------------
-
-gap = pytest.mark.xfail(strict=True, reason="not handled yet; take the mark away with the fix")
-
-
-@gap
 @pytest.mark.parametrize("field", ["aliases", "confusables"])
 @pytest.mark.parametrize("text", ["🍎", "", "--"])
 def test_aliases_and_confusables_need_a_word_too(field: str, text: str) -> None:
@@ -214,18 +208,15 @@ def test_aliases_and_confusables_need_a_word_too(field: str, text: str) -> None:
         Concept.model_validate({"name": "apple", field: (text,)})
 
 
-@gap
 def test_composed_and_decomposed_letters_are_equal() -> None:
     assert mentions("a Poke\u0301mon card", Concept(name="Pok\u00e9mon")) == "Pok\u00e9mon"
 
 
-@gap
 def test_combining_marks_belong_to_their_word() -> None:
     assert words("हिन्दी") == ["हिन्दी"]
     assert mentions("सोब", Concept(name="सेब")) is None
 
 
-@gap
 @pytest.mark.parametrize(("name", "prompt"), [("apples", "an apple"), ("berries", "one berry"), ("wolves", "a wolf")])
 def test_a_name_in_the_plural_counts_in_the_singular(name: str, prompt: str) -> None:
     assert mentions(prompt, Concept(name=name)) == name

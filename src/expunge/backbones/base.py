@@ -149,7 +149,8 @@ class Backbone(ABC):
         if solver not in self.solvers:
             known = ["default", *self.solvers]
             raise ExpungeError(f"{type(self).__name__} has no solver {solver!r}. {nearest(solver, known)}")
-        return self.solvers[solver].from_config(own.config)
+        # Clipping is for pixels; a solver must not bring it to latents by its own default.
+        return self.solvers[solver].from_config({**own.config, "clip_sample": False})
 
     @torch.no_grad()
     def sample(

@@ -209,4 +209,3 @@ def _print_status(run: Run) -> None:
     from expunge.cli.tables import status_table
 
     console.print(status_table(run))
-

@@ -16,7 +16,15 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    NullLocator,
+    PercentFormatter,
+)
 
 from expunge.evaluation import Value
 
@@ -57,11 +65,31 @@ def curve(name: str, points: Sequence[Point], floor: float) -> str:
     line = [(p.step, p.value) for p in seen if p.taken and p.value]
     steps = [step for step, _ in line]
     axes.fill_between(steps, [v.low for _, v in line], [v.high for _, v in line], color=_BLUE, alpha=0.16, lw=0)
-    axes.plot(steps, [v.value for _, v in line], color=_BLUE, lw=1.8, marker="o", ms=4.5, clip_on=False, zorder=3)
+    axes.plot(
+        steps,
+        [v.value for _, v in line],
+        color=_BLUE,
+        lw=1.8,
+        marker="o",
+        ms=4.5 if len(steps) <= 16 else 2.5,
+        clip_on=False,
+        zorder=3,
+    )
     for p in seen:
         if not p.taken and p.value:
             axes.plot([p.step, p.step], [p.value.low, p.value.high], color=_MUTED, lw=1.2)
-            axes.plot([p.step], [p.value.value], marker="o", ms=5.5, mfc=_CARD, mec=_MUTED, mew=1.4, ls="", zorder=3)
+            axes.plot(
+                [p.step],
+                [p.value.value],
+                marker="o",
+                ms=5.5,
+                mfc=_CARD,
+                mec=_MUTED,
+                mew=1.4,
+                ls="",
+                clip_on=False,
+                zorder=3,
+            )
     last = max((p.step for p in points), default=1)
     every = -(-last // 10)
     ticks = list(range(0, last + 1, every))
@@ -84,7 +112,10 @@ def losses(name: str, log: Sequence[Mapping[str, object]], limits: Mapping[str, 
         log: the lines of train.jsonl.
         limits: {loss: lower and upper end of its axis}, the same for all steps so that they can be compared.
     """
-    figure = Figure(figsize=(2.7, 0.35 + 0.95 * len(limits)), layout="constrained")
+    height = 0.45 + 0.95 * len(limits)
+    figure = Figure(figsize=(2.7, height))
+    # Margins in inches: measuring the texts to find them takes longer than everything else on the page.
+    figure.subplots_adjust(left=0.16, right=0.97, bottom=0.42 / height, top=1 - 0.2 / height, hspace=0.42)
     panels = np.atleast_1d(figure.subplots(len(limits), 1, sharex=True))
     x, series = loss_series(log)
     for axes, (loss, (low, high)) in zip(panels, limits.items(), strict=True):
@@ -96,6 +127,7 @@ def losses(name: str, log: Sequence[Mapping[str, object]], limits: Mapping[str, 
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(LogLocator(numticks=4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:.0e}".replace("e-0", "e-").replace("e+0", "e")))
         axes.yaxis.set_minor_locator(NullLocator())
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(axis="y", color=_GRID, lw=0.8)
@@ -130,7 +162,7 @@ def loss_limits(logs: Sequence[Sequence[Mapping[str, object]]]) -> dict[str, tup
 
 def timings(name: str, rows: Sequence[tuple[str, Mapping[str, float]]]) -> str:
     """Seconds per phase, one stacked bar per row (label, {phase: seconds})."""
-    figure, axes = _figure(7.2, 0.75 + 0.3 * len(rows))
+    figure, axes = _figure(9.6, 0.55 + 0.34 * len(rows))
     left = np.zeros(len(rows))
     for phase, colour in _PHASES.items():
         seconds = np.array([row.get(phase, 0.0) for _, row in rows])
@@ -191,7 +223,9 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r"^<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html.escape(description)}">', text)
+    text = re.sub(
+        r"^<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html.escape(description)}">', text
+    )
     text = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{key}-", text)
-    text = re.sub(r"#0[0a]0[1-5]0[1-5]", lambda match: _VARIABLES.get(match[0], match[0]), text)
+    text = re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], text)
     return text.strip()

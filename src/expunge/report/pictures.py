@@ -38,6 +38,7 @@ class Column:
     caption: str
     pictures: tuple[Picture, ...]
     answers: str
+    heading: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,16 +94,18 @@ class Album:
         return Picture(f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}", alt, crisp, bad)
 
 
-def column(row: str, albums: Sequence[tuple[str, Album]], *, wanted: bool, caption: str) -> Column:
+def column(row: str, albums: Sequence[tuple[str, Album]], *, wanted: bool, caption: str, heading: str = "") -> Column:
     """One row as each of `albums` (name of the model, album) has it.
 
     Args:
         wanted: whether the row's concept should show in every picture after the first.
-        caption: what to print beneath.
+        caption, heading: what to print beneath, and above that.
     """
     answers = [album.shown(row) for _, album in albums]
     # A retained concept that the base model did not draw either was not lost.
-    wrong = [i > 0 and a is not None and a != wanted and not (wanted and answers[0] is False) for i, a in enumerate(answers)]
+    wrong = [
+        i > 0 and a is not None and a != wanted and not (wanted and answers[0] is False) for i, a in enumerate(answers)
+    ]
     words = {True: "shown", False: "not shown", None: "not judged"}
     return Column(
         caption=caption,
@@ -111,4 +114,5 @@ def column(row: str, albums: Sequence[tuple[str, Album]], *, wanted: bool, capti
             for (name, album), answer, bad in zip(albums, answers, wrong, strict=True)
         ),
         answers=" \N{RIGHTWARDS ARROW} ".join(words[a] for a in answers),
+        heading=heading,
     )

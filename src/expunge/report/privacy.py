@@ -54,6 +54,6 @@ class Names:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """Matches the name in any case, its words apart, joined or hyphenated ("Jane Doe", "jane-doe", "JaneDoe"), also "Jane Doe's"."""
+    """Matches the name in any case, its words apart or joined ("Jane Doe", "jane-doe", "JaneDoe"), also "Jane Doe's"."""
     inner = r"[\W_]*".join(re.escape(word) for word in words(name))
     return re.compile(rf"(?<![^\W_]){inner}(?:es|s)?(?![^\W_])", re.IGNORECASE)

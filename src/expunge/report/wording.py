@@ -99,6 +99,7 @@ def verdict(
     *,
     served: int,
     rejected: int,
+    withdrawn: int,
     waiting: int,
     forgotten: Sequence[tuple[str, Value | None]],
     ira: Value | None,
@@ -107,13 +108,14 @@ def verdict(
     """One sentence for someone who reads no further.
 
     Args:
-        served, rejected, waiting: requests whose step was accepted, was not, and that have no finished step.
+        served, rejected, withdrawn, waiting: requests by what became of them; those that wait have no finished step.
         forgotten: label and unlearning accuracy of each forgotten concept after the last accepted step.
         ira, cra: paired differences from the base model after that step.
     """
-    total = served + rejected + waiting
+    total = served + rejected + withdrawn + waiting
     counts = [f"{served} of {total} request{'s' if total != 1 else ''} served"]
     counts += [f"{rejected} not passed by the gate"] if rejected else []
+    counts += [f"{withdrawn} withdrawn"] if withdrawn else []
     counts += [f"{waiting} waiting"] if waiting else []
     parts = [", ".join(counts)]
     if not served:

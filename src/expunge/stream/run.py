@@ -70,7 +70,7 @@ class Run:
             raise ExpungeError(f"{path} is not empty. Choose another folder, or `expunge request {path} CONCEPT`.")
         config = preset(preset_name, changes)
         folder = _model_folder(config.model.source)
-        _check(config, backbones.backbone_class(folder))
+        _check(config, folder)
         source, _ = _source(config), _protocol(config)
         for names in requests:
             for name in [names] if isinstance(names, str) else names:
@@ -264,14 +264,20 @@ def _protocol(config: RunConfig) -> Protocol:
     return Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
 
 
-def _check(config: RunConfig, backbone: type[Backbone]) -> None:
+def _check(config: RunConfig, folder: Path) -> None:
     """All that can be known to fail before anything is loaded."""
+    backbone = backbones.backbone_class(folder)
     compute_dtype(config.train.precision)
     groups = ("full", *backbone.parameter_groups)
     if config.train.parameters not in groups:
         wrong = config.train.parameters
         raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
     protocol = _protocol(config)
+    if protocol.model != folder.name:
+        raise ExpungeError(
+            f"The protocol {protocol.name} measures the model {protocol.model!r}, not {folder.name!r}. Give a protocol "
+            "that names your model (--protocol FILE.toml)."
+        )
     if protocol.judge not in JUDGES:
         raise ExpungeError(f"There is no judge {protocol.judge!r}. {nearest(protocol.judge, JUDGES)}")
     solvers = ("default", *backbone.solvers)

@@ -1,0 +1,574 @@
+"""What the page says, gathered from a run: plain data, ready to print, with every person's name already taken out."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from expunge.concepts import Request
+from expunge.errors import ExpungeError
+from expunge.evaluation import Value, metrics
+from expunge.files import read_lines
+from expunge.report import charts, wording
+from expunge.report.pictures import Album, Column, Strip, column
+from expunge.report.privacy import PERSON, Names
+from expunge.stream import Run, StepRecord, Summary
+
+_PICTURES = 3
+"""Columns of a strip."""
+_LOSS_CHARTS = 12
+"""Steps whose losses are drawn; the latest ones where there are more."""
+
+
+# -- the page ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tile:
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class CheckRow:
+    """One threshold of the gate."""
+
+    name: str
+    value: str
+    limit: str
+    passed: bool
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    name: str
+    meaning: str
+    value: str
+    interval: str
+    n: str
+
+
+@dataclass(frozen=True)
+class RequestSection:
+    """One request. `status` is "accepted", "rejected", "withdrawn" or "waiting"; what follows it is empty while it waits."""
+
+    id: str
+    title: str
+    status: str
+    facts: str
+    notes: tuple[str, ...] = ()
+    strips: tuple[Strip, ...] = ()
+    checks: tuple[CheckRow, ...] = ()
+    metrics: tuple[MetricRow, ...] = ()
+    more_metrics: tuple[MetricRow, ...] = ()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the UA matrix. `kind`: "missing", "before" its turn, "own" turn, "after" it, or not "taken"."""
+
+    kind: str
+    text: str
+    title: str
+    colour: str = ""
+    strength: float = 0.0
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    name: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    title: str
+    note: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class TimingRow:
+    step: str
+    request: str
+    seconds: tuple[str, ...]
+    total: str
+    memory: str
+    forward: str
+    backward: str
+
+
+@dataclass(frozen=True)
+class Unmeasured:
+    name: str
+    reason: str
+    steps: str
+
+
+@dataclass(frozen=True)
+class Page:
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    verdict: str
+    tiles_caption: str
+    tiles: tuple[Tile, ...]
+    requests: tuple[RequestSection, ...]
+    resurgence: Strip | None
+    resurgence_note: str
+    matrix_columns: tuple[tuple[str, str], ...]
+    matrix: tuple[MatrixRow, ...]
+    curves: tuple[Chart, ...]
+    losses: tuple[Chart, ...]
+    losses_left_out: int
+    timings: str
+    phases: tuple[str, ...]
+    timing_rows: tuple[TimingRow, ...]
+    judged: str
+    unmeasured: tuple[Unmeasured, ...]
+    glossary: tuple[tuple[str, str], ...]
+
+
+# -- metrics by name --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Metric:
+    name: str
+    meaning: str
+    value: Callable[[Value | None], str]
+    interval: Callable[[Value | None], str]
+
+
+def _share(name: str, meaning: str) -> _Metric:
+    return _Metric(name, meaning, wording.share, wording.share_interval)
+
+
+_MAIN = {
+    "ua": _share("UA", "unlearning accuracy: pictures of forget prompts that do not show the forgotten concept"),
+    "context": _share("Context", "pictures of forget prompts that keep what else the prompt asked for"),
+    "ira": _share("IRA", "in-domain retain accuracy: pictures of neighbouring concepts that show what was asked"),
+    "ira_difference": _Metric("IRA difference", "IRA minus the base model's, on the same prompts and seeds",
+                              wording.points, wording.points_interval),
+    "ira_unreplayed": _share("IRA, held out", "IRA on the neighbours that training never saw"),
+    "cra": _share("CRA", "cross-domain retain accuracy: pictures of unrelated concepts that show what was asked"),
+    "cra_difference": _Metric("CRA difference", "CRA minus the base model's, on the same prompts and seeds",
+                              wording.points, wording.points_interval),
+    "recognisable": _share("Recognisable", "pictures in which the judge is confident of some thing"),
+}  # fmt: skip
+_MORE = {
+    "ua_recognisable": _share("UA, recognisable", "of forget prompts: the concept does not show, yet some thing does"),
+    "harmonic_mean": _share("Harmonic mean", "of UA, IRA and CRA"),
+    "collapsed": _share("Collapsed", "blank pictures"),
+    "image_drift": _Metric("Image drift", "root mean squared pixel difference from the base model, pixels from 0 to 1",
+                           wording.number, wording.number_interval),
+    "weight_drift": _Metric("Weight drift", "change of the denoiser's weights, relative to their norm",
+                            wording.number, wording.number_interval),
+    "kid_judge": _Metric("KID", "kernel distance between pictures before and after, in the judge's features",
+                         wording.number, wording.number_interval),
+}  # fmt: skip
+_METRICS = {**_MAIN, **_MORE}
+
+
+def _metric_rows(kinds: Mapping[str, _Metric], record: StepRecord) -> tuple[MetricRow, ...]:
+    rows = []
+    for field, kind in kinds.items():
+        value: Value | None = getattr(record.metrics, field)
+        n = f"{value.n:,}" if wording.known(value) and value else ""
+        rows.append(MetricRow(kind.name, kind.meaning, kind.value(value), kind.interval(value), n))
+    return tuple(rows)
+
+
+# -- gathering --------------------------------------------------------------------------------------------------------------
+
+
+def gather(run: Run) -> Page:
+    """The page of a run.
+
+    Raises:
+        ExpungeError: before the first step is finished.
+    """
+    return _Gathering(run).page()
+
+
+class _Gathering:
+    """The run's files, read once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.summary: Summary = run.summary()
+        # The summary is the list of finished steps: a step that is finished while this runs is on the next page.
+        finished = {s.index for s in self.summary.steps}
+        self.records = [r for r in run.records if r.index in finished]
+        self.by_request = {r.request: r for r in self.records}
+        self.accepted = [r for r in self.records if r.status == "accepted"]
+        self.requests = run.requests
+        directory = run.directory
+        self.base = Album(directory.base_judgements, directory.base_images)
+        self.albums = {
+            r.index: Album(directory.step(r.index).judgements, directory.step(r.index).images) for r in self.records
+        }
+        self.neighbours: Mapping[str, Sequence[str]] | None
+        self.setting_problem = ""
+        try:
+            protocol, source = run.protocol, run.source
+            groups = protocol.neighbours
+            self.neighbours = {name: (*g.held_out, *g.replayed) for name, g in groups.items()}
+            prompted = {*self.neighbours, *protocol.others, *(n for g in self.neighbours.values() for n in g)}
+            others = [source.concept(name) for name in sorted(prompted)]
+        except ExpungeError:
+            # Who is a neighbour, and whether it is a person, cannot be known: none is shown, and the page says why.
+            self.neighbours, others = None, []
+            self.setting_problem = (
+                "The run's protocol or vocabulary cannot be read any more, so no neighbour is pictured."
+            )
+        self.names = Names(self.requests, others)
+        self.turn = {name: r.index for r in self.accepted for name in r.concepts}
+        """The accepted step at which each concept was forgotten."""
+
+    @property
+    def last(self) -> StepRecord | None:
+        """The last accepted step."""
+        return self.accepted[-1] if self.accepted else None
+
+    def page(self) -> Page:
+        strip, note = self._resurgence()
+        log_records = self.records[-_LOSS_CHARTS:]
+        return Page(
+            title=self.names.text(self.run.directory.path.resolve().name),
+            facts=self._facts(),
+            verdict=self._verdict(),
+            tiles_caption=self._tiles_caption(),
+            tiles=self._tiles(),
+            requests=tuple(self._request(request) for request in self.requests),
+            resurgence=strip,
+            resurgence_note=note,
+            matrix_columns=tuple((f"step {r.index}", r.status) for r in self.records),
+            matrix=self._matrix(),
+            curves=self._curves(),
+            losses=self._losses(log_records),
+            losses_left_out=len(self.records) - len(log_records),
+            timings=charts.timings(
+                "Seconds by step", [(f"step {r.index}", r.seconds.model_dump()) for r in self.records]
+            ),
+            phases=charts.PHASES,
+            timing_rows=tuple(self._timing(r) for r in self.records),
+            judged=self._judged(),
+            unmeasured=self._unmeasured(),
+            glossary=tuple((kind.name, kind.meaning) for kind in _METRICS.values()),
+        )
+
+    # -- head -------------------------------------------------------------------------------------------------------
+
+    def _facts(self) -> tuple[tuple[str, str], ...]:
+        config, model = self.run.config, self.summary.model
+        began = next((e["at"] for e in self.run.directory.events() if e["event"] == "created"), None)
+        began = began or min(r.received_at for r in self.requests)
+        ended = max(r.finished_at for r in self.records)
+        method = str(config.method["name"])
+        file, colon, attribute = method.rpartition(":")
+        method = attribute if colon else file + method
+        strength = config.method.get("strength")
+        return (
+            ("Model", f"{self.names.text(wording.bare(model.name))} ({wording.short_digest(model.digest)})"),
+            ("Method", method if strength is None else f"{method}, strength {strength:g}"),
+            ("Protocol", self.names.text(wording.bare(config.evaluate.protocol))),
+            ("Began", wording.moment(str(began))),
+            ("Last step finished", wording.moment(ended)),
+        )
+
+    def _matrix_value(self, concept: str, step: int) -> Value | None:
+        place = next(i for i, r in enumerate(self.records) if r.index == step)
+        row = self.summary.ua_matrix[self.summary.concepts.index(concept)]
+        return wording.known(row[place])
+
+    def _verdict(self) -> str:
+        last = self.last
+        return wording.verdict(
+            served=len(self.accepted),
+            rejected=sum(r.status == "rejected" for r in self.records),
+            withdrawn=sum(r.status == "withdrawn" for r in self.records),
+            waiting=len(self.requests) - len(self.records),
+            forgotten=[(self.names.label(c), self._matrix_value(c, last.index)) for c in self.turn] if last else [],
+            ira=last.metrics.ira_difference if last else None,
+            cra=last.metrics.cra_difference if last else None,
+        )
+
+    def _tiles_caption(self) -> str:
+        if self.last is None:
+            return "The base model: no step was accepted"
+        return f"After step {self.last.index}, the last accepted one. Ranges are 95% intervals."
+
+    def _tiles(self) -> tuple[Tile, ...]:
+        total = Tile(
+            "Total time",
+            wording.duration(self.summary.seconds_total),
+            f"{len(self.records)} step{'s' if len(self.records) != 1 else ''}, without painting the base model",
+        )
+        if self.last is None:
+            base = self.summary.base
+            shares = (("IRA", base.ira), ("CRA", base.cra))
+            return (*(Tile(n, wording.share(v), wording.share_interval(v)) for n, v in shares), total)
+        names = {
+            "ua": "Forgotten (UA)",
+            "ira_difference": "Neighbours against base (IRA)",
+            "cra_difference": "The rest against base (CRA)",
+            "context": "Context kept",
+        }
+        values = ((name, field, getattr(self.last.metrics, field)) for field, name in names.items())
+        return (*(Tile(n, _METRICS[f].value(v), _METRICS[f].interval(v)) for n, f, v in values), total)
+
+    # -- requests ---------------------------------------------------------------------------------------------------
+
+    def _title(self, request: Request) -> str:
+        public = [self.names.label(c.name) for c in request.concepts if c.kind != PERSON]
+        persons = len(request.concepts) - len(public)
+        if persons:
+            public.append("a person" if persons == 1 else f"{persons} persons")
+        return wording.listed(public)
+
+    def _request(self, request: Request) -> RequestSection:
+        record = self.by_request.get(request.id)
+        title = self._title(request)
+        if record is None:
+            return RequestSection(request.id, title, "waiting", f"received {wording.moment(request.received_at)}")
+        n = len(self.albums[record.index].rows)
+        notes = []
+        if any(self.names.private(c.name) for c in request.concepts):
+            notes.append("Prompts and pictures of a person are not shown.")
+        if record.status == "rejected":
+            notes.append("The gate did not let this step pass: its model was not taken, and the one before it stays.")
+        if self.setting_problem and not notes:
+            notes.append(self.setting_problem)
+        return RequestSection(
+            id=request.id,
+            title=title,
+            status=record.status,
+            facts=f"step {record.index}, {wording.pictures(n)} judged, {wording.duration(record.seconds.total)}",
+            notes=tuple(notes),
+            strips=tuple(s for c in request.concepts for s in self._strips(c.name, record)),
+            checks=tuple(self._check(c.name, c.value, c.threshold, c.passed) for c in record.gate),
+            metrics=_metric_rows(_MAIN, record),
+            more_metrics=_metric_rows(_MORE, record),
+        )
+
+    def _check(self, name: str, value: float | None, threshold: float, passed: bool) -> CheckRow:
+        kind, _, concept = name.partition(" ")
+        measured = wording.UNMEASURED if value is None or not math.isfinite(value) else ""
+        if kind == "forget":
+            return CheckRow(
+                f"UA of {self.names.label(concept)}",
+                measured or f"{wording.percent(value or 0.0)}%",
+                f"at least {wording.percent(threshold)}%",
+                passed,
+            )
+        titles = {"ira drop": "IRA below base", "cra drop": "CRA below base"}
+        return CheckRow(
+            titles.get(name, self.names.text(name)),
+            measured or f"{wording.percent(value or 0.0)} pt",
+            f"at most {wording.percent(threshold)} pt",
+            passed,
+        )
+
+    def _strips(self, concept: str, record: StepRecord) -> list[Strip]:
+        """Base and step for the concept's forget prompts, and for one neighbour."""
+        if self.names.private(concept):
+            return []
+        album = self.albums[record.index]
+        after = f"after, step {record.index}" + ("" if record.status == "accepted" else ", not taken")
+        albums = [("before, base model", self.base), (after, album)]
+        labels = ("before", f"after step {record.index}")
+        strips = [
+            Strip(
+                f"Forget: {self.names.label(concept)}", labels, self._columns("forget", concept, albums, wanted=False)
+            )
+        ]
+        neighbour = self._neighbour(concept, album)
+        if neighbour:
+            replayed = next(bool(r["replayed"]) for r in album.rows.values() if r["concept"] == neighbour)
+            kind = "Neighbour, replayed in training" if replayed else "Neighbour, never seen in training"
+            columns = self._columns("neighbour", neighbour, albums, wanted=True)
+            strips.append(Strip(f"{kind}: {self.names.label(neighbour)}", labels, columns))
+        return [s for s in strips if s.columns]
+
+    def _neighbour(self, concept: str, album: Album) -> str | None:
+        """A neighbour of the concept that was judged, one with pictures and one that training never saw if possible."""
+        if self.neighbours is None:
+            return None
+        group = list(self.neighbours.get(concept, ()))
+        judged = [
+            r for r in album.rows.values() if r["role"] == "neighbour" and not self.names.private(str(r["concept"]))
+        ]
+        # A concept that the protocol does not know has no neighbours of its own; any neighbour says something.
+        mine = [r for r in judged if r["concept"] in group] or judged
+        if not mine:
+            return None
+        best = min(mine, key=lambda r: (not album.has(str(r["row"])), bool(r["replayed"])))
+        return str(best["concept"])
+
+    def _columns(
+        self, role: str, concept: str, albums: Sequence[tuple[str, Album]], *, wanted: bool
+    ) -> tuple[Column, ...]:
+        """The first rows that were pictured; the first ones at all where no picture was kept."""
+        rows = [
+            key
+            for key, row in albums[-1][1].rows.items()
+            if row["role"] == role and row["concept"] == concept and not self._names_a_person(row)
+        ]
+        kept = [key for key in rows if albums[-1][1].has(key)]
+        return tuple(
+            column(key, albums, wanted=wanted, caption=str(albums[-1][1].rows[key]["prompt"]))
+            for key in (kept or rows)[:_PICTURES]
+        )
+
+    def _names_a_person(self, row: Mapping[str, Any]) -> bool:
+        return self.names.speaks(f"{row['prompt']} | {row['asked']} | {row['concept']}")
+
+    # -- resurgence -------------------------------------------------------------------------------------------------
+
+    def _resurgence(self) -> tuple[Strip | None, str]:
+        """For each concept forgotten before the last accepted step: base, after its own step, after the last one."""
+        last = self.last
+        earlier = [c for c, step in self.turn.items() if last and step < last.index]
+        if last is None or not earlier:
+            return None, ""
+        final = self.albums[last.index]
+        columns = []
+        for concept in earlier:
+            rows = [
+                key
+                for key, row in final.rows.items()
+                if row["role"] == "forget" and row["concept"] == concept and not self._names_a_person(row)
+            ]
+            if self.names.private(concept) or not rows:
+                continue
+            worst = max(rows, key=lambda key: (final.has(key), final.confidence(key)))
+            own = self.turn[concept]
+            albums = [
+                ("base model", self.base),
+                (f"after step {own}", self.albums[own]),
+                (f"after step {last.index}", final),
+            ]
+            value = self._matrix_value(concept, last.index)
+            shows = f"now shows in {round((1 - value.value) * value.n)} of {value.n}" if value else wording.UNMEASURED
+            heading = f"{self.names.label(concept)}: forgotten at step {own}, {shows}"
+            prompt = str(final.rows[worst]["prompt"])
+            columns.append(column(worst, albums, wanted=False, caption=prompt, heading=heading))
+        hidden = [self.names.label(c) for c in earlier if self.names.private(c)]
+        note = f"Not pictured, because a person is concerned: {wording.listed(hidden)}." if hidden else ""
+        labels = ("base", "own step", f"step {last.index}")
+        return (Strip("Forgotten earlier", labels, tuple(columns)) if columns else None), note
+
+    # -- matrix -----------------------------------------------------------------------------------------------------
+
+    def _matrix(self) -> tuple[MatrixRow, ...]:
+        return tuple(
+            MatrixRow(
+                self.names.label(concept),
+                tuple(self._cell(concept, r, self._matrix_value(concept, r.index)) for r in self.records),
+            )
+            for concept in self.summary.concepts
+        )
+
+    def _cell(self, concept: str, record: StepRecord, value: Value | None) -> Cell:
+        where = f"{self.names.label(concept)}, step {record.index}"
+        if value is None:
+            return Cell("missing", wording.UNMEASURED, f"{where}: not measured")
+        own = self.turn.get(concept)
+        if own is not None and record.index == own:
+            kind, when = "own", "forgotten at this step"
+        elif record.status != "accepted":
+            kind, when = "untaken", "the step was not taken"
+        elif own is None or record.index < own:
+            kind, when = "before", "before its turn"
+        else:
+            kind, when = "after", "forgotten earlier"
+        title = (
+            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}, {when}"
+        )
+        colour = "good" if value.value >= 0.5 else "bad"
+        strength = round(0.08 + 0.5 * abs(value.value - 0.5) * 2, 3)
+        return Cell(kind, f"{wording.percent(value.value)}%", title, colour, strength)
+
+    # -- charts -----------------------------------------------------------------------------------------------------
+
+    def _curves(self) -> tuple[Chart, ...]:
+        base = {"ua": self._base_ua(), "ira": self.summary.base.ira, "cra": self.summary.base.cra}
+        notes = {
+            "ua": "All concepts forgotten so far. At base: all requested concepts, before anything was removed.",
+            "ira": "Neighbours of the concepts of the protocol.",
+            "cra": "Unrelated concepts.",
+        }
+        points = {
+            field: [
+                charts.Point(0, base[field], True),
+                *(charts.Point(r.index, getattr(r.metrics, field), r.status == "accepted") for r in self.records),
+            ]
+            for field in base
+        }
+        lows = [p.value.low for f in ("ira", "cra") for p in points[f] if wording.known(p.value) and p.value]
+        floor = min([0.8, *(math.floor(10 * low) / 10 for low in lows)])
+        return tuple(
+            Chart(
+                _METRICS[field].name,
+                notes[field] + (f" Axis from {floor:.0%}." if field != "ua" and floor else ""),
+                charts.curve(_METRICS[field].name, points[field], 0.0 if field == "ua" else floor),
+            )
+            for field in base
+        )
+
+    def _base_ua(self) -> Value | None:
+        table = self.base.table
+        if table is None:
+            return None
+        forget = table[(table["role"] == "forget") & table["concept"].isin(self.summary.concepts)]
+        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone")
+
+    def _losses(self, records: Sequence[StepRecord]) -> tuple[Chart, ...]:
+        logs = {
+            r.index: [json.loads(line) for line in read_lines(self.run.directory.step(r.index).log)] for r in records
+        }
+        limits = charts.loss_limits([log for log in logs.values()])
+        if not limits:
+            return ()
+        titles = {r.index: self._title(next(q for q in self.requests if q.id == r.request)) for r in records}
+        return tuple(
+            Chart(f"Step {index}: {titles[index]}", "", charts.losses(f"Losses of step {index}", log, limits))
+            for index, log in logs.items()
+            if log
+        )
+
+    def _timing(self, record: StepRecord) -> TimingRow:
+        return TimingRow(
+            step=f"{record.index}",
+            request=record.request,
+            seconds=tuple(f"{getattr(record.seconds, phase):.1f}" for phase in charts.PHASES),
+            total=f"{record.seconds.total:.1f}",
+            memory=wording.memory(record.peak_memory_bytes),
+            forward=f"{record.evaluations.forward:,}",
+            backward=f"{record.evaluations.backward:,}",
+        )
+
+    # -- what is not claimed ----------------------------------------------------------------------------------------
+
+    def _judged(self) -> str:
+        record = self.last or self.records[-1]
+        rows = self.albums[record.index].rows.values()
+        judges = sorted({self.names.text(str(r["judge"])) for r in rows})
+        who = f"the judge {wording.listed(judges)}" if judges else "a judge that is not recorded any more"
+        return f"{who} over {wording.pictures(len(rows))} after step {record.index}"
+
+    def _unmeasured(self) -> tuple[Unmeasured, ...]:
+        found: dict[tuple[str, str], list[str]] = {}
+        for record in self.records:
+            for field, kind in _METRICS.items():
+                if wording.known(getattr(record.metrics, field)) is None:
+                    reason = self.names.text(record.metrics.reasons.get(field, "no reason was recorded"))
+                    found.setdefault((kind.name, reason), []).append(str(record.index))
+        return tuple(
+            Unmeasured(name, reason, "all steps" if len(steps) == len(self.records) else f"step {', '.join(steps)}")
+            for (name, reason), steps in found.items()
+        )

@@ -1,0 +1,34 @@
+"""`report.html`: one file that holds all it shows and asks the network for nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+import expunge
+from expunge.files import write_text
+from expunge.report.content import Page, gather
+from expunge.stream import Run
+
+
+def write(run: Run) -> Path:
+    """Write `report.html` in the run's directory, as a whole or not at all; its path.
+
+    Raises:
+        ExpungeError: before the first step is finished.
+    """
+    write_text(run.directory.report, render(gather(run)))
+    return run.directory.report
+
+
+def render(page: Page) -> str:
+    """The page as HTML. The same run gives the same text."""
+    environment = Environment(
+        loader=PackageLoader("expunge", "report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja").render(page=page, version=expunge.__version__)

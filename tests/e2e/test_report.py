@@ -1,0 +1,268 @@
+"""The report of a run whose files were written by hand with the real classes: no model is loaded, nothing is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from expunge import report
+from expunge.concepts import Concept, Request
+from expunge.errors import ExpungeError
+from expunge.evaluation import Value
+from expunge.files import append_line, write_json, write_text
+from expunge.stream import Run, preset
+from expunge.stream.directory import RunDirectory, write_images, write_table
+from expunge.stream.summary import (
+    Check,
+    EvaluationCounts,
+    ModelSummary,
+    Seconds,
+    StepRecord,
+    StepSummary,
+    Summary,
+    measure,
+    summarise_base,
+    unlearning_row,
+)
+
+FOX = Concept(name="fox")
+PERSON = Concept(name="Zelda Quixote", kind="person", aliases=("Quixotina",))
+NEON = Concept(name="neon", kind="style")
+SANTA = Concept(name="santa", kind="character")
+KNOWN = [FOX.name, PERSON.name, NEON.name, SANTA.name]
+DRIFT = {"image_drift": None, "weight_drift": Value(value=0.01, low=0.01, high=0.01, n=1000)}
+
+
+def judgements(model: int, gone: Sequence[str]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Judgements and pictures of M(`model`) that shows everything but `gone`. One fox prompt speaks of the person too."""
+    rows = [("forget", name, False) for name in KNOWN] + [
+        ("neighbour", "cat", False),
+        ("neighbour", "dog", True),
+        ("neighbour", "clown", False),
+        ("neighbour", "pencil sketch", False),
+        ("other", "house", False),
+    ]
+    table, images = [], {}
+    for role, concept, replayed in rows:
+        for i in range(4):
+            row = f"{role}/{concept}/{i}"
+            beside = "; subject=Zelda Quixote" if (concept, i) == ("fox", 0) else ""
+            pixels = np.random.default_rng([model, len(images)]).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+            images[row] = pixels
+            table.append(
+                {
+                    "row": row,
+                    "role": role,
+                    "concept": concept,
+                    "replayed": replayed,
+                    "level": "between",
+                    "prompt": f"a drawing of a {concept}{' beside zelda quixote' if beside else ''}, number {i}",
+                    "seed": i,
+                    "asked": f"thing={concept}{beside}",
+                    "judge": "a-test-judge",
+                    "shown": concept not in gone,
+                    "confidence": 0.1 * i if concept in gone else 0.9,
+                    "recognisable": True,
+                    "context": None if i else True,
+                    "collapsed": False,
+                    "image": "sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(),
+                }
+            )
+    frame = pd.DataFrame(table)
+    return frame.astype({c: "boolean" for c in ("shown", "recognisable", "context")}), images
+
+
+def add_step(
+    directory: RunDirectory, request: Request, base: pd.DataFrame, gone: list[str], checks: list[Check]
+) -> None:
+    step = directory.step(int(request.id))
+    table, images = judgements(step.index, gone)
+    write_images(step.images, images, table, [row for row in images if row[-1] in "012"])
+    write_table(step.judgements, table)
+    for i in range(1, 6):
+        append_line(step.log, f'{{"step": {i}, "losses": {{"unlearn": {1 / i}, "preserve": {0.1 if i > 1 else 0}}}}}')
+    record = StepRecord(
+        index=step.index,
+        request=request.id,
+        concepts=[c.name for c in request.concepts],
+        status="accepted" if all(c.passed for c in checks) else "rejected",
+        seconds=Seconds(choose=1, replay=2, train=30, save=0.1, evaluate=40, total=73.1),
+        peak_memory_bytes=3 * 2**30,
+        evaluations=EvaluationCounts(forward=1234, backward=567),
+        metrics=measure(base, table, gone, KNOWN, DRIFT),
+        level="between",
+        gate=checks,
+        files={},
+        finished_at="2026-02-03T04:05:06+00:00",
+    )
+    write_json(step.record, record.model_dump(mode="json", by_alias=True))
+
+
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Fox and a person forgotten, neon rejected by the gate, santa still waiting."""
+    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "without-zelda-quixote")
+    write_text(directory.config, preset("lacu-iconworld").to_toml())
+    requests = []
+    for i, concept in enumerate((FOX, PERSON, NEON, SANTA), 1):
+        requests.append(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
+        directory.add_request(requests[-1])
+    base, images = judgements(0, [])
+    write_images(directory.base_images, images, base, list(images))
+    write_table(directory.base_judgements, base)
+
+    def check(name: str, value: float | None, threshold: float, passed: bool = True) -> Check:
+        return Check(name=name, value=value, threshold=threshold, passed=passed)
+
+    add_step(directory, requests[0], base, ["fox"], [check("forget fox", 1.0, 0.9), check("ira drop", 0.0, 0.1)])
+    add_step(directory, requests[1], base, ["fox", PERSON.name], [check(f"forget {PERSON.name}", 1.0, 0.9)])
+    failing = [
+        check("forget neon", 1.0, 0.9),
+        check("ira drop", 0.1875, 0.1, False),
+        check("cra drop", None, 0.1, False),
+    ]
+    add_step(directory, requests[2], base, ["neon", "cat"], failing)
+
+    run = Run(directory.path)
+    tables = [pd.read_parquet(directory.step(r.index).judgements) for r in run.records]
+    fields = set(StepSummary.model_fields)
+    summary = Summary(
+        model=ModelSummary(source="iconworld", name="iconworld-0", digest="sha256:0123456789abcdef"),
+        requests=[[c.name for c in r.concepts] for r in requests],
+        base=summarise_base(base, KNOWN),
+        steps=[StepSummary.model_validate(r.model_dump(include=fields)) for r in run.records],
+        concepts=KNOWN,
+        ua_matrix=[unlearning_row(tables, name) for name in KNOWN],
+        seconds_total=219.3,
+    )
+    write_json(directory.summary, summary.model_dump(mode="json", by_alias=True))
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(untouched: Run) -> str:
+    return report.write(untouched).read_text()
+
+
+@pytest.fixture
+def run(untouched: Run, tmp_path: Path) -> Run:
+    """A copy that a test may damage."""
+    return Run(shutil.copytree(untouched.directory.path, tmp_path / untouched.directory.path.name))
+
+
+class Elements(HTMLParser):
+    """The attributes of every element, and the text."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {k: v or "" for k, v in attrs}))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def images(self) -> list[dict[str, str]]:
+        return [attributes for tag, attributes in self.elements if tag == "img"]
+
+
+def section(page: str, request: str) -> str:
+    found = re.search(rf'<article [^>]*id="request-{request}">.*?</article>', page, re.DOTALL)
+    assert found
+    return found[0]
+
+
+def test_the_page_is_one_file_that_refers_to_nothing_outside(page: str) -> None:
+    assert "://" not in page
+    for tag, attributes in Elements(page).elements:
+        assert tag not in ("script", "iframe", "object", "embed")
+        for name in ("src", "href", "xlink:href", "srcset", "data"):
+            assert attributes.get(name, "#").startswith(("#", "data:")), (tag, attributes)
+    assert not re.search(r"url\((?!#)|@import", page)
+    identifiers = re.findall(r'\sid="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+
+
+def test_the_same_run_gives_the_same_page(page: str, run: Run) -> None:
+    path = report.write(run)
+    assert path == run.directory.report
+    assert path.read_text() == page
+
+
+def test_every_request_is_shown_with_what_became_of_it(page: str) -> None:
+    for request, title, status in (
+        ("0001", "fox", "accepted"),
+        ("0002", "a person", "accepted"),
+        ("0003", "neon", "rejected"),
+        ("0004", "santa", "waiting"),
+    ):
+        text = Elements(section(page, request)).text
+        assert title in text
+        assert status in text
+    assert "2 of 4 requests served, 1 not passed by the gate, 1 waiting" in page
+    # fox: 3 of its 4 prompts may be pictured, before and after; a neighbour that training never saw, the same way.
+    shown = Elements(section(page, "0001")).images()
+    assert len([i for i in shown if "a drawing of a fox" in i["alt"]]) == 4
+    assert len([i for i in shown if "a drawing of a cat" in i["alt"]]) == 6
+    assert "100%" in Elements(section(page, "0001")).text
+
+
+def test_a_rejected_step_says_which_threshold_it_missed(page: str) -> None:
+    rejected = section(page, "0003")
+    failed = [Elements(row).text for row in re.findall(r'<tr class="failed">.*?</tr>', rejected, re.DOTALL)]
+    assert len(failed) == 2
+    assert all(part in failed[0] for part in ("IRA below base", "18.8 pt", "at most 10 pt", "failed"))
+    assert all(part in failed[1] for part in ("CRA below base", "not measured", "failed"))
+    assert "was not taken" in rejected
+
+
+def test_a_person_is_called_by_the_request_and_never_pictured(page: str) -> None:
+    for name in ("zelda", "quixot"):
+        assert name not in page.casefold()
+    assert "request 0002" in Elements(page).text
+    assert "UA of request 0002" in Elements(section(page, "0002")).text
+    assert Elements(section(page, "0002")).images() == []
+    # The fox prompt that speaks of the person is left out with its pictures.
+    assert "number 0" not in section(page, "0001")[: section(page, "0001").index("Neighbour")]
+
+
+def test_pictures_that_were_not_kept_are_named_as_such(run: Run) -> None:
+    for picture in [*run.directory.step(1).images.iterdir(), *run.directory.base_images.iterdir()]:
+        picture.unlink()
+    fox = section(report.write(run).read_text(), "0001")
+    assert Elements(fox).images() == []
+    assert "picture not kept" in fox
+
+
+def test_what_was_not_measured_is_listed_with_its_reason(page: str) -> None:
+    text = Elements(page).text
+    limits = text[text.index("What is not claimed") :]
+    assert "KID" in limits
+    assert "the judge's features are not compared yet" in limits
+    assert "no row of this kind could be judged" in limits
+    assert "a-test-judge" in limits
+
+
+def test_a_run_whose_protocol_is_gone_still_has_a_page(run: Run) -> None:
+    config = run.directory.config
+    config.write_text(config.read_text().replace('protocol = "iconworld-demo"', 'protocol = "/gone/mine.toml"'))
+    page = report.write(Run(run.directory.path)).read_text()
+    assert "no neighbour is pictured" in section(page, "0001")
+    assert "/gone" not in page
+
+
+def test_without_a_finished_step_there_is_nothing_to_report(run: Run) -> None:
+    run.directory.summary.unlink()
+    with pytest.raises(ExpungeError, match="no finished step yet"):
+        report.write(run)
