@@ -119,13 +119,15 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Run:
     write_images(directory.base_images, images, base, list(images))
     write_table(directory.base_judgements, base)
 
-    def check(name: str, value: float | None, threshold: float, passed: bool = True) -> Check:
-        return Check(name=name, value=value, threshold=threshold, passed=passed)
+    def check(text: str, value: float | None, threshold: float, passed: bool = True) -> Check:
+        name, _, concept = text.partition(" of ")
+        fields = {"name": name, "concept": concept or None, "value": value, "threshold": threshold, "passed": passed}
+        return Check.model_validate({**fields, "at_least": name == "ua"})
 
-    add_step(directory, requests[0], base, ["fox"], [check("forget fox", 1.0, 0.9), check("ira drop", 0.0, 0.1)])
-    add_step(directory, requests[1], base, ["fox", PERSON.name], [check(f"forget {PERSON.name}", 1.0, 0.9)])
+    add_step(directory, requests[0], base, ["fox"], [check("ua of fox", 1.0, 0.9), check("ira drop", 0.0, 0.1)])
+    add_step(directory, requests[1], base, ["fox", PERSON.name], [check(f"ua of {PERSON.name}", 1.0, 0.9)])
     failing = [
-        check("forget neon", 1.0, 0.9),
+        check("ua of neon", 1.0, 0.9),
         check("ira drop", 0.1875, 0.1, False),
         check("cra drop", None, 0.1, False),
     ]

@@ -196,7 +196,8 @@ def _serve(run: Run) -> None:
     if rejected is not None:
         failed = [c for c in rejected.gate if not c.passed]
         reasons = "; ".join(
-            f"{c.name} is {'not measured' if c.value is None else f'{c.value:.2f}'}, the limit is {c.threshold:.2f}"
+            f"{c.name}{f' of {c.concept}' if c.concept else ''} is "
+            f"{'not measured' if c.value is None else f'{c.value:.2f}'}, the limit is {c.threshold:.2f}"
             for c in failed
         )
         raise GateFailed(

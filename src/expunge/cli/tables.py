@@ -29,7 +29,7 @@ def status_table(run: Run) -> Table:
             table.add_row(request.id, names, "begun" if begun else "open")
             continue
         m = record.metrics
-        worst = [c.value for c in record.gate if c.name.startswith("forget") and c.value is not None]
+        worst = [c.value for c in record.gate if c.name == "ua" and c.value is not None]
         table.add_row(
             request.id,
             names,

@@ -15,7 +15,7 @@ from expunge.files import read_lines
 from expunge.report import charts, wording
 from expunge.report.pictures import Album, Column, Strip, column
 from expunge.report.privacy import PERSON, Names
-from expunge.stream import Run, StepRecord, Summary
+from expunge.stream import Check, Run, StepRecord, Summary
 
 _PICTURES = 3
 """Columns of a strip."""
@@ -350,27 +350,20 @@ class _Gathering:
             facts=f"step {record.index}, {wording.pictures(n)} judged, {wording.duration(record.seconds.total)}",
             notes=tuple(notes),
             strips=tuple(s for c in request.concepts for s in self._strips(c.name, record)),
-            checks=tuple(self._check(c.name, c.value, c.threshold, c.passed) for c in record.gate),
+            checks=tuple(self._check(c) for c in record.gate),
             metrics=_metric_rows(_MAIN, record),
             more_metrics=_metric_rows(_MORE, record),
         )
 
-    def _check(self, name: str, value: float | None, threshold: float, passed: bool) -> CheckRow:
-        kind, _, concept = name.partition(" ")
-        measured = wording.UNMEASURED if value is None or not math.isfinite(value) else ""
-        if kind == "forget":
-            return CheckRow(
-                f"UA of {self.names.label(concept)}",
-                measured or f"{wording.percent(value or 0.0)}%",
-                f"at least {wording.percent(threshold)}%",
-                passed,
-            )
-        titles = {"ira drop": "IRA below base", "cra drop": "CRA below base"}
+    def _check(self, check: Check) -> CheckRow:
+        title = {"ua": "UA of ", "ira drop": "IRA below base", "cra drop": "CRA below base"}[check.name]
+        unit = "%" if check.at_least else " pt"
+        known = check.value is not None and math.isfinite(check.value)
         return CheckRow(
-            titles.get(name, self.names.text(name)),
-            measured or f"{wording.percent(value or 0.0)} pt",
-            f"at most {wording.percent(threshold)} pt",
-            passed,
+            title + (self.names.label(check.concept) if check.concept else ""),
+            f"{wording.percent(check.value or 0.0)}{unit}" if known else wording.UNMEASURED,
+            f"{'at least' if check.at_least else 'at most'} {wording.percent(check.threshold)}{unit}",
+            check.passed,
         )
 
     def _strips(self, concept: str, record: StepRecord) -> list[Strip]:

@@ -3,6 +3,17 @@
 from expunge.stream.config import PRESETS, RunConfig, preset
 from expunge.stream.run import Run, paint_one
 from expunge.stream.step import Progress
-from expunge.stream.summary import StepRecord, Summary, summary_schema
+from expunge.stream.summary import Check, StepRecord, Summary, summary_schema
 
-__all__ = ["PRESETS", "Progress", "Run", "RunConfig", "StepRecord", "Summary", "paint_one", "preset", "summary_schema"]
+__all__ = [
+    "PRESETS",
+    "Check",
+    "Progress",
+    "Run",
+    "RunConfig",
+    "StepRecord",
+    "Summary",
+    "paint_one",
+    "preset",
+    "summary_schema",
+]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -100,7 +101,10 @@ def serve(
             _evaluate(shop, step, known, level)
     after = pd.read_parquet(step.judgements)
     now_forgotten = [c.name for c in (*forgotten, *request.concepts)]
-    drift = {"image_drift": _image_drift(shop.directory, step, base, after), "weight_drift": _weight_drift(shop, step)}
+    drift = {
+        "image_drift": metrics.mean(after[after["role"] != "forget"], "drift"),
+        "weight_drift": _weight_drift(shop, step),
+    }
     result = measure(base, after, now_forgotten, [c.name for c in known], drift)
     checks = _gate(shop.config.gate, result, {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten})
     counts = clock.counts()
@@ -227,11 +231,22 @@ def _save(shop: Workshop, step: StepDirectory, previous: Path | None) -> None:
 def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], level: str) -> None:
     shop.put(step.weights)
     table, images = _judge(shop, step.index, shop.rows(known, level))
-    pictured = table[table["level"] == "between"].groupby(["role", "concept"]).head(PICTURES_PER_CONCEPT)
-    write_images(step.images, images, table, list(pictured["row"]))
+    write_images(step.images, images, table, _pictured(table))
     base = pd.read_parquet(shop.directory.base_judgements)
     table["drift"] = _drifts(shop.directory, base, table, images)
     write_table(step.judgements, table)
+
+
+def _pictured(table: pd.DataFrame) -> list[str]:
+    """Rows whose pictures are kept: a few prompts of each concept, and every one that shows what should be gone."""
+    few = (
+        table[table["level"] == "between"]
+        .drop_duplicates("prompt")
+        .groupby(["role", "concept"])
+        .head(PICTURES_PER_CONCEPT)
+    )
+    back = table[(table["role"] == "forget") & table["shown"].fillna(False)]
+    return [*few["row"], *back["row"]]
 
 
 def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
@@ -257,10 +272,6 @@ def _drifts(directory: RunDirectory, base: pd.DataFrame, table: pd.DataFrame, im
     return drifts
 
 
-def _image_drift(directory: RunDirectory, step: StepDirectory, base: pd.DataFrame, after: pd.DataFrame) -> Value | None:
-    return metrics.mean(after[after["role"] != "forget"], "drift")
-
-
 def _weight_drift(shop: Workshop, step: StepDirectory) -> Value:
     """|| M(k) - M(0) || / || M(0) || over the denoiser's parameters. Exact, so the interval is a point."""
     changed = load_tensors(step.weights)
@@ -271,16 +282,20 @@ def _weight_drift(shop: Workshop, step: StepDirectory) -> Value:
 
 
 def _gate(config: GateConfig, result: Metrics, accuracies: Mapping[str, Value | None]) -> list[Check]:
-    checks = [_check(f"forget {c}", v.value if v else None, config.forget, True) for c, v in accuracies.items()]
-    for name, limit in (("ira", config.max_ira_drop), ("cra", config.max_cra_drop)):
-        value: Value | None = getattr(result, f"{name}_difference")
-        checks.append(_check(f"{name} drop", -value.value if value else None, limit, False))
+    checks = [
+        _check("ua", value.value if value else None, config.forget, concept) for concept, value in accuracies.items()
+    ]
+    ira, cra = (0.0 - d.value if d else None for d in (result.ira_difference, result.cra_difference))
+    checks += [_check("ira drop", ira, config.max_ira_drop), _check("cra drop", cra, config.max_cra_drop)]
     return checks
 
 
-def _check(name: str, value: float | None, threshold: float, at_least: bool) -> Check:
+def _check(
+    name: Literal["ua", "ira drop", "cra drop"], value: float | None, threshold: float, concept: str | None = None
+) -> Check:
+    at_least = name == "ua"
     passed = value is not None and (value >= threshold if at_least else value <= threshold)
-    return Check(name=name, value=value, threshold=threshold, passed=passed)
+    return Check(name=name, concept=concept, value=value, threshold=threshold, at_least=at_least, passed=passed)
 
 
 # -- time and counts that outlive the process ---------------------------------------------------------------------------------

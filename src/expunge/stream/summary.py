@@ -38,11 +38,18 @@ class Metrics(_Strict):
 
 
 class Check(_Strict):
-    """One threshold of the gate: `value` must be at least (or at most) `threshold`. Unmeasured is failed."""
+    """One threshold of the gate. Unmeasured is failed.
 
-    name: str
+    Attributes:
+        name: "ua" of one `concept`, or "ira drop" or "cra drop" against the base model.
+        at_least: whether `value` must be at least `threshold`, or at most.
+    """
+
+    name: Literal["ua", "ira drop", "cra drop"]
+    concept: str | None = None
     value: float | None
     threshold: float
+    at_least: bool
     passed: bool
 
 
