@@ -195,7 +195,7 @@ def _store(
         tensors |= {f"parameter.{name}": parameter, f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
     name = f"train-{done:06d}.safetensors"
     scale = json.dumps(scaler.state_dict()) if scaler is not None else "{}"
-    save_tensors(folder / name, tensors, {"done": str(done), "scaler": scale})
+    save_tensors(folder / name, tensors, ("scaler", scale))
     write_text(folder / "latest", name)
     for old in folder.glob("train-*.safetensors"):
         if old.name != name:

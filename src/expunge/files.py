@@ -95,10 +95,12 @@ def digest_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
     return digest_bytes(canonical_json([[str(p.relative_to(folder)), digest_file(p)] for p in files]).encode())
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically. The same tensors give the same bytes."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, with one (name, text) of metadata. The same tensors give the same bytes, which is
+    why there is one: safetensors writes several in random order."""
     with replacing(path) as temporary:
-        save_file({k: tensors[k].detach().cpu().contiguous() for k in sorted(tensors)}, temporary, dict(metadata or {}))
+        contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+        save_file(contiguous, temporary, dict([metadata]) if metadata else None)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

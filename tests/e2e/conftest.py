@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from runs import make_run
+from runs import FAST, process
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that served two requests. Tests read it."""
+    """A run that served two requests in a process of its own. Tests read it."""
     path = tmp_path_factory.mktemp("runs") / "finished"
-    make_run(path, ["panda", "mosaic"])
+    process("run", path, "panda", "mosaic", *FAST)
     return path

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from expunge.files import digest_file
-from runs import FAST, command, expunge, make_run
+from runs import FAST, command, expunge, process
 
 
 def _lines(path: Path) -> int:
@@ -47,7 +47,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path,
     for reached in MOMENTS.values():
         _kill_when(arguments, run, reached)
         arguments = command("resume", run)
-    expunge("resume", run)
+    process("resume", run)
     for step in ("0001", "0002"):
         for name in ("weights.safetensors", "prompts.json", "choices.json"):
             assert digest_file(run / "steps" / step / name) == digest_file(finished_run / "steps" / step / name), name
@@ -57,6 +57,6 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path,
 
 def test_the_comparison_can_fail(finished_run: Path, tmp_path: Path) -> None:
     """One optimizer step fewer is not the same bits."""
-    make_run(tmp_path / "run", ["panda"], "--set", "train.steps=5")
+    expunge("run", tmp_path / "run", "panda", *FAST, "--set", "train.steps=5")
     name = "steps/0001/weights.safetensors"
     assert digest_file(tmp_path / "run" / name) != digest_file(finished_run / name)

@@ -38,9 +38,9 @@ def test_a_half_written_last_line_does_not_count_and_is_cut_off(tmp_path: Path) 
 
 def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
     a, b = torch.arange(6.0).view(2, 3), torch.ones(2, dtype=torch.float16)
-    save_tensors(tmp_path / "x.safetensors", {"a": a, "b": b}, {"step": "1"})
-    save_tensors(tmp_path / "y.safetensors", {"b": b, "a": a}, {"step": "1"})
-    save_tensors(tmp_path / "z.safetensors", {"a": a + 1, "b": b}, {"step": "1"})
+    save_tensors(tmp_path / "x.safetensors", {"a": a, "b": b}, ("base", "sha256:0"))
+    save_tensors(tmp_path / "y.safetensors", {"b": b, "a": a}, ("base", "sha256:0"))
+    save_tensors(tmp_path / "z.safetensors", {"a": a + 1, "b": b}, ("base", "sha256:0"))
     x, y, z = (digest_file(tmp_path / f"{n}.safetensors") for n in "xyz")
     assert x == y != z
 

@@ -129,7 +129,7 @@ def replace_denoiser(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """Put `tensors` in place of the denoiser's tensors of the same names in the pipeline folder, file by file."""
     for path in sorted((folder / backbone_class(folder).denoiser_name).glob("*.safetensors")):
         stored = load_tensors(path)
-        save_tensors(path, {name: tensors.get(name, value) for name, value in stored.items()}, {"format": "pt"})
+        save_tensors(path, {name: tensors.get(name, value) for name, value in stored.items()}, ("format", "pt"))
 
 
 def model_digest(folder: Path) -> str:

@@ -55,7 +55,7 @@ class Protocol(_Strict):
     """A protocol file.
 
     Attributes:
-        model: name of the model that it measures: a built-in, or the name of the pipeline's folder.
+        model: name of the model that it measures: a built-in, a hub id, or the name of the pipeline's folder.
         judge: who judges its pictures.
         requests: the sequence of requests that the protocol is made for, each a list of concepts.
         neighbours: {concept of the requests: its neighbours}.

@@ -215,7 +215,9 @@ class Run:
         fields = set(StepSummary.model_fields)
         summary = Summary(
             model=ModelSummary(
-                source=self.config.model.source, name=self._folder.name, digest=self.config.model.digest
+                source=self.config.model.source,
+                name=_model_name(self.config.model.source, self._folder),
+                digest=self.config.model.digest,
             ),
             requests=[[c.name for c in r.concepts] for r in self.requests],
             base=summarise_base(base, names),
@@ -254,6 +256,12 @@ def _model_folder(source: str) -> Path:
     return iconworld.model_folder(source) or backbones.locate(source)
 
 
+def _model_name(source: str, folder: Path) -> str:
+    """A hub model is called by its id (its folder is named after a commit), any other by its folder."""
+    hub = iconworld.model_folder(source) is None and not Path(source).expanduser().exists()
+    return source if hub else folder.name
+
+
 def _source(config: RunConfig) -> PromptSource:
     name = config.prompts.vocabulary
     return iconworld.vocabulary() if name == "iconworld" else Vocabulary.read(Path(name))
@@ -273,9 +281,10 @@ def _check(config: RunConfig, folder: Path) -> None:
         wrong = config.train.parameters
         raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
     protocol = _protocol(config)
-    if protocol.model != folder.name:
+    name = _model_name(config.model.source, folder)
+    if protocol.model != name:
         raise ExpungeError(
-            f"The protocol {protocol.name} measures the model {protocol.model!r}, not {folder.name!r}. Give a protocol "
+            f"The protocol {protocol.name} measures the model {protocol.model!r}, not {name!r}. Give a protocol "
             "that names your model (--protocol FILE.toml)."
         )
     if protocol.judge not in JUDGES:

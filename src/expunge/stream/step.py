@@ -222,7 +222,7 @@ def _save(shop: Workshop, step: StepDirectory, previous: Path | None) -> None:
             f"{shop.config.train.learning_rate} are lost in rounding. Raise one of the two in a new run."
         )
     changed = {n: v for n, v in trained.items() if not torch.equal(v, shop.stored[n])}
-    save_tensors(step.weights, changed, {"base": shop.config.model.digest, "step": str(step.index)})
+    save_tensors(step.weights, changed, ("base", shop.config.model.digest))
 
 
 # -- evaluation -------------------------------------------------------------------------------------------------------------
