@@ -121,13 +121,12 @@ def test_a_stream_stays_open(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     expunge("request", run, "pumpkin")
-    assert "│ open" in expunge("status", run)
+    assert "0003 pumpkin open" in expunge("status", run)
     digest = digest_file(run / "steps" / "0002" / "step.json")
     expunge("resume", run)
     assert digest_file(run / "steps" / "0002" / "step.json") == digest
     status = expunge("status", run)
-    assert "pumpkin" in status
-    assert "│ open" not in status
+    assert "0003 pumpkin accepted" in status
     assert len(package.Run(run).summary().steps) == 3
 
 
@@ -171,6 +170,17 @@ def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(tmp_path: Path)
     with pytest.raises(package.ExpungeError, match="nothing to export"):
         run.export(tmp_path / "out")
     assert run.request("panda").id == "0002"
+
+
+def test_a_lost_summary_and_page_are_made_anew(finished_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    before = (run / "summary.json").read_text()
+    (run / "summary.json").unlink()
+    (run / "report.html").unlink()
+    expunge("resume", run)
+    assert (run / "summary.json").read_text() == before
+    assert (run / "report.html").exists()
 
 
 def test_another_model_in_its_place_is_noticed(finished_run: Path, tmp_path: Path) -> None:

@@ -55,6 +55,20 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path,
         pd.testing.assert_frame_equal(*tables)
 
 
+def test_an_interrupt_from_the_keyboard_leaves_a_run_to_resume(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(command("run", run, "panda", *FAST), stderr=subprocess.PIPE, text=True)
+    while _lines(run / "steps/0001/train.jsonl") < 1:
+        assert process.poll() is None, "the process ended too early"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 3
+    assert "Nothing is lost" in errors
+    assert "Traceback" not in errors
+    assert "begun" in expunge("status", run)
+
+
 def test_the_comparison_can_fail(finished_run: Path, tmp_path: Path) -> None:
     """One optimizer step fewer is not the same bits."""
     expunge("run", tmp_path / "run", "panda", *FAST, "--set", "train.steps=5")

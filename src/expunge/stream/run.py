@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+from accelerate import PartialState
 from PIL import Image
 
 from expunge import backbones, iconworld
@@ -21,7 +22,7 @@ from expunge.files import load_tensors, write_json, write_text
 from expunge.prompts import PromptSource, Vocabulary
 from expunge.stream.config import RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
-from expunge.stream.step import Progress, ProgressCallback, Workshop, base_judgements, serve
+from expunge.stream.step import Progress, ProgressCallback, Workshop, serve
 from expunge.stream.summary import ModelSummary, StepRecord, StepSummary, Summary, summarise_base, unlearning_row
 
 JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
@@ -128,18 +129,19 @@ class Run:
     def serve(self, progress: ProgressCallback = lambda _: None) -> Iterator[StepRecord]:
         """Serve the open requests in order, yielding each finished step. Stops after a step that the gate rejects."""
         with self.directory.locked():
+            if self.records:  # a process that was killed may have left the summary a step behind
+                self._write_summary()
             shop: Workshop | None = None
             while todo := self.open_requests:
                 shop = shop or self._workshop(progress)
                 request = todo[0]
                 accepted = [r for r in self.records if r.status == "accepted"]
                 forgotten = [c for r in self.requests if r.id in {a.request for a in accepted} for c in r.concepts]
-                known = list(dict.fromkeys(c for r in self.requests for c in r.concepts))
                 level = "between" if len(todo) > 1 else "final"
                 if not self.directory.step(int(request.id)).path.exists():
                     self.directory.add_event("started", step=int(request.id))
-                record = serve(shop, request, self.current_weights, forgotten, known, level)
-                self._write_summary(shop, known)
+                record = serve(shop, request, self.current_weights, forgotten, self._known, level)
+                self._write_summary()
                 yield record
                 if record.status == "rejected":
                     return
@@ -147,6 +149,11 @@ class Run:
     def resume(self, progress: ProgressCallback = lambda _: None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
         return list(self.serve(progress))
+
+    @property
+    def _known(self) -> list[Concept]:
+        """All concepts that the run was ever asked to forget."""
+        return list(dict.fromkeys(c for r in self.requests for c in r.concepts))
 
     def _workshop(self, progress: ProgressCallback) -> Workshop:
         progress(Progress(0, "load", 0, 1))
@@ -207,11 +214,11 @@ class Run:
             raise ExpungeError(f"{self.directory.path} has no finished step yet. `expunge resume` serves its requests.")
         return Summary.model_validate_json(self.directory.summary.read_text())
 
-    def _write_summary(self, shop: Workshop, known: Sequence[Concept]) -> None:
+    def _write_summary(self) -> None:
         records = self.records
-        base = base_judgements(shop, known, "between")
+        base = pd.read_parquet(self.directory.base_judgements)
         tables = [pd.read_parquet(self.directory.step(r.index).judgements) for r in records]
-        names = [c.name for c in known]
+        names = [c.name for c in self._known]
         fields = set(StepSummary.model_fields)
         summary = Summary(
             model=ModelSummary(
@@ -249,7 +256,7 @@ class Run:
                 f"{self._folder} is not the model that this run began with (its digest is {digest}, the run's is "
                 f"{self.config.model.digest}). Restore that model, or start a new run."
             )
-        return backbones.load(self._folder)
+        return backbones.load(self._folder).to(PartialState().device)
 
 
 def _model_folder(source: str) -> Path:
