@@ -149,7 +149,7 @@ def train(
             for name, loss in losses.items():
                 sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
         values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
-        _check_finite(values, step, checkpoint)
+        _check_finite(values, step)
         accelerator.unscale_gradients(optimizer)
         for constraint in constraints:
             values["regularize"] = values.get("regularize", 0.0) + constraint.regularize(parameters, anchors).item()
@@ -174,7 +174,7 @@ def _trainable(backbone: Backbone, group: str) -> dict[str, nn.Parameter]:
     return parameters
 
 
-def _check_finite(values: Mapping[str, float], step: int, checkpoint: Path) -> None:
+def _check_finite(values: Mapping[str, float], step: int) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise ExpungeError(

@@ -193,9 +193,10 @@ def test_another_model_in_its_place_is_noticed(finished_run: Path, tmp_path: Pat
     assert "is not the model that this run began with" in expunge("resume", run, code=2)
 
 
-def test_two_processes_do_not_serve_one_run(finished_run: Path, tmp_path: Path) -> None:
+def test_two_processes_do_not_serve_one_run_but_requests_can_still_be_added(finished_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished_run, run)
     with package.Run(run).directory.locked():
         assert "is in use by process" in expunge("resume", run, code=2)
-    expunge("resume", run)
+        expunge("request", run, "pumpkin")
+    assert [r.id for r in package.Run(run).open_requests] == ["0003"]

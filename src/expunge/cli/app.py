@@ -185,24 +185,25 @@ def _serve(run: Run) -> None:
     from expunge import report as page
     from expunge.cli.progress import RunProgress
 
-    record = None
+    served = []
     with RunProgress(console) as progress:
         for record in run.serve(progress):
             page.write(run)
-    if record is None and run.records:  # a process that was killed may have left the page a step behind
+            served.append(record)
+    if not served and run.records:  # a process that was killed may have left the page a step behind
         page.write(run)
     _print_status(run)
     if run.directory.report.exists():
         console.print(f"Pictures and figures: {run.directory.report}", highlight=False)
-    if record is not None and record.status == "rejected":
-        failed = [c for c in record.gate if not c.passed]
+    if served and served[-1].status == "rejected":
+        failed = [c for c in served[-1].gate if not c.passed]
         reasons = "; ".join(
             f"{c.name}{f' of {c.concept}' if c.concept else ''} is "
             f"{'not measured' if c.value is None else f'{c.value:.2f}'}, the limit is {c.threshold:.2f}"
             for c in failed
         )
         raise GateFailed(
-            f"Step {record.index} did not pass the gate ({reasons}). The model before it stays current. "
+            f"Step {served[-1].index} did not pass the gate ({reasons}). The model before it stays current. "
             "Request the concept again in this run, or start a run with another method.strength or train.steps."
         )
 

@@ -67,6 +67,8 @@ class RunDirectory:
         self.base_images = path / "base" / "images"
         self._events = path / "events.jsonl"
         self._requests = path / "requests.jsonl"
+        self.appending = FileLock(path / "append.lock")
+        """Held for the moment of an append, so that a request can be added while another process serves the run."""
 
     def step(self, index: int) -> StepDirectory:
         return StepDirectory(self.path / "steps" / f"{index:04d}")
@@ -85,11 +87,12 @@ class RunDirectory:
 
     def add_event(self, event: str, **details: Any) -> None:
         """Append a state change. Each line holds the digest of the line before it: a chain."""
-        lines = read_lines(self._events)
-        previous = digest_bytes(lines[-1].encode()) if lines else None
-        append_line(self._events, canonical_json({"at": now(), "event": event, "previous": previous, **details}))
+        with self.appending:
+            lines = read_lines(self._events)
+            previous = digest_bytes(lines[-1].encode()) if lines else None
+            append_line(self._events, canonical_json({"at": now(), "event": event, "previous": previous, **details}))
 
-    # -- one process at a time ------------------------------------------------------------------------------------
+    # -- one process serves ------------------------------------------------------------------------------------
 
     @contextmanager
     def locked(self) -> Iterator[None]:

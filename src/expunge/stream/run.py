@@ -88,7 +88,7 @@ class Run:
     # -- requests -------------------------------------------------------------------------------------------------
 
     def request(self, *names: str) -> Request:
-        """Append one request for the concepts `names`; `resume` serves it.
+        """Append one request for the concepts `names`; `resume` serves it, also one that is already at work.
 
         Raises:
             ExpungeError: for an unknown concept, or one that is already requested or forgotten.
@@ -96,7 +96,7 @@ class Run:
         if not names:
             raise ExpungeError("A request names at least one concept.")
         concepts = tuple(dict.fromkeys(self.source.concept(name) for name in names))
-        with self.directory.locked():
+        with self.directory.appending:
             requests = self.directory.requests()
             taken = {c.name: r.id for r in requests if self._status(r) != "rejected" for c in r.concepts}
             for concept in concepts:
