@@ -37,6 +37,18 @@ def test_prompts_leave_out_what_is_forgotten_or_held_out(method: str, backbone: 
     assert all(mentions(p["prompt"], off_limits[0]) for p in record.prompts["forget"])
 
 
+def test_a_request_for_two_concepts_pairs_the_prompts_of_both(method: str, backbone: Backbone) -> None:
+    cls = METHODS[method]
+    concepts = tuple(context(backbone).source.concept(name) for name in ("fox", "mosaic"))
+    _, record = cls(cls.Config(**SMALL[method])).prepare(context(backbone, concepts=concepts))
+    ids = [p["id"] for p in record.prompts["forget"]]
+    assert ids == [p["id"] for p in record.prompts["mapping"]]
+    assert len(set(ids)) == len(ids)
+    for concept in concepts:
+        assert any(mentions(p["prompt"], concept) for p in record.prompts["forget"])
+        assert not any(mentions(p, concept) for p in record.prompts["retain"])
+
+
 def test_losses_are_finite_scalars_with_a_weight_each(method: str, backbone: Backbone) -> None:
     cls = METHODS[method]
     built = cls(cls.Config(**SMALL[method]))

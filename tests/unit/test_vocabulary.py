@@ -51,6 +51,11 @@ def test_retain_prompts_show_every_name_and_none_to_avoid() -> None:
         VOCABULARY.retain_prompts(["wolf"], 3, 3, frozenset({"wolf"}))
 
 
+def test_a_slot_without_any_value_left_is_named() -> None:
+    with pytest.raises(ExpungeError, match="No value is left for the thing"):
+        VOCABULARY.forget_prompts(NEON, ["mosaic"], 2, 1, frozenset(VOCABULARY.names("thing")))
+
+
 def test_draws_depend_on_the_seed_alone() -> None:
     first, again, other = (VOCABULARY.forget_prompts(FOX, ["wolf"], 12, seed, frozenset()) for seed in (1, 1, 2))
     assert first == again != other

@@ -17,7 +17,7 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, and its ECCV version "Local
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self
 
 import torch
@@ -201,7 +201,8 @@ class Lacu(GradientMethod[LacuState, LacuBatch]):
                 avoid,
             )
             draws = scoring_draws(context.backbone, config.mapping_draws, context.generator("map", concept.name))
-            choices += choose_mapping(context.teacher, prompts, draws, scoring)
+            chosen = choose_mapping(context.teacher, prompts, draws, scoring)
+            choices += [replace(c, id=f"{concept.name}/{c.id}") for c in chosen]
             retain += self._retain_prompts(context, concept, nearest[: config.retain_concepts])
         _check_leaks(context.concepts, choices, retain)
         return choices, neighbours, retain

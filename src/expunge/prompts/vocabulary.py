@@ -187,6 +187,8 @@ class Vocabulary(BaseModel):
             if description.optional:
                 values = [None if v == description.plain else v for v in values]
                 values += [None] * (None not in values)
+            if not values:
+                raise ExpungeError(f"No value is left for the {slot} of a prompt: every one is forgotten or held out.")
             decks[slot] = _Deck(values, rng)
         for _ in range(count):
             filled = {slot: deck.draw() for slot, deck in decks.items()} | {fixed: name}

@@ -8,6 +8,7 @@ What is on disk is not done again, so a step that was interrupted anywhere goes 
 from __future__ import annotations
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,7 +149,8 @@ def peak_memory() -> int:
     """Most bytes that were resident at once: on the GPU where there is one, else of this process since it started."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 # -- training ---------------------------------------------------------------------------------------------------------------
