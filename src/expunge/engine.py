@@ -109,7 +109,8 @@ def train(
     """Train the backbone's denoiser in place, from `checkpoint` where one lies there.
 
     Args:
-        teacher: M(k-1); its denoiser also gives the constraints' previous values.
+        backbone: its denoiser holds M(k-1), which is also what constraints may hold on to.
+        teacher: M(k-1) in the arithmetic of `precision`.
         base: values of M(0) by parameter name.
         checkpoint: folder of the unfinished step's state.
         log: `train.jsonl`.
@@ -125,12 +126,15 @@ def train(
     optimizer = torch.optim.AdamW(
         parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
     )
+    previous = {n: p.detach().clone() for n, p in parameters.items()}
     done = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
     _keep_log_until(log, done)
     denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
     student = Predictor(backbone, denoiser, evaluations)
-    previous = dict(teacher.denoiser.named_parameters())
-    anchors = Anchors({n: previous[n] for n in parameters}, {n: base[n].to(accelerator.device) for n in parameters})
+    anchors = Anchors(
+        {n: p.to(accelerator.device) for n, p in previous.items()},
+        {n: base[n].to(accelerator.device) for n in parameters},
+    )
 
     for step in range(done, config.steps):
         start = time.perf_counter()
@@ -191,8 +195,9 @@ def _store(
 ) -> None:
     tensors: dict[str, Tensor] = {}
     for name, parameter in parameters.items():
-        moments = optimizer.state[parameter]
-        tensors |= {f"parameter.{name}": parameter, f"m.{name}": moments["exp_avg"], f"v.{name}": moments["exp_avg_sq"]}
+        tensors[f"parameter.{name}"] = parameter
+        # AdamW has no state yet where every step so far overflowed in fp16, and counts the steps that it really made.
+        tensors |= {f"{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
     name = f"train-{done:06d}.safetensors"
     scale = json.dumps(scaler.state_dict()) if scaler is not None else "{}"
     save_tensors(folder / name, tensors, ("scaler", scale))
@@ -215,11 +220,11 @@ def _restore(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
-            optimizer.state[parameter] = {
-                "step": torch.tensor(float(done)),
-                "exp_avg": torch.empty_like(parameter).copy_(tensors[f"m.{name}"]),
-                "exp_avg_sq": torch.empty_like(parameter).copy_(tensors[f"v.{name}"]),
-            }
+            if f"step.{name}" in tensors:
+                moments = {
+                    k: torch.empty_like(parameter).copy_(tensors[f"{k}.{name}"]) for k in ("exp_avg", "exp_avg_sq")
+                }
+                optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
     if scaler is not None:
         with safe_open(path, framework="pt") as file:
             scaler.load_state_dict(json.loads(file.metadata()["scaler"]))

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from expunge import seeds
 from expunge.backbones import Conditioning, Predictor
+from expunge.errors import ExpungeError
 from expunge.files import load_tensors, save_tensors
 
 
@@ -27,7 +28,7 @@ class ReplayConfig(BaseModel):
         source: "bank" (sampled once per request, drawn again and again) or "fresh" (sampled anew for every row, as published).
         steps: solver steps per latent, without guidance. Source: arXiv 2512.02657, ECCV version: 20 DDIM steps.
         solver: the backbone's solver; "published" is the family's deterministic one of the published code (DDIM, Euler).
-        forget_latents, retain_latents: size of the bank.
+        forget_latents, retain_latents: size of the bank, for each concept of a request.
         batch_size: latents sampled at once.
     """
 
@@ -103,7 +104,16 @@ def fill_bank(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Bank:
-    """A bank of `size` latents, the prompts served in turn."""
+    """A bank of `size` latents, the prompts served in turn.
+
+    Raises:
+        ExpungeError: when there are fewer latents than prompts, so that some prompts would never be trained on.
+    """
+    if size < len(sampler.prompts):
+        raise ExpungeError(
+            f"The replay bank holds {size} latents for {len(sampler.prompts)} prompts, so some would be left out. "
+            "Raise replay.forget_latents and replay.retain_latents, or ask for fewer prompts."
+        )
     prompts = torch.arange(size) % len(sampler.prompts)
     parts = []
     for start in range(0, size, batch_size):

@@ -55,19 +55,22 @@ def _quiet() -> None:
     transformers.utils.logging.set_verbosity_error()
 
 
-def _changes(assignments: list[str]) -> dict[str, dict[str, Any]]:
+def _changes(assignments: list[str]) -> dict[str, Any]:
     """--set train.steps=80 -> {"train": {"steps": 80}}; values are TOML, bare words are strings."""
-    changes: dict[str, dict[str, Any]] = {}
+    changes: dict[str, Any] = {}
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, dot, field = path.partition(".")
-        if not (equals and dot and field):
-            raise ExpungeError(f"--set {assignment} is not SECTION.FIELD=VALUE, e.g. train.steps=80.")
+        if not equals or bool(dot) != bool(field) or (not dot and section != "seed"):
+            raise ExpungeError(f"--set {assignment} is not SECTION.FIELD=VALUE, e.g. train.steps=80 (or seed=1).")
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:
             value = text
-        changes.setdefault(section, {})[field] = value
+        if dot:
+            changes.setdefault(section, {})[field] = value
+        else:
+            changes[section] = value
     return changes
 
 

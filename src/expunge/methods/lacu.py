@@ -139,8 +139,8 @@ class Lacu(GradientMethod[LacuState, LacuBatch]):
                 forget=forget,
                 mapping=mapping,
                 retain=kept,
-                forget_replay=_replay(context, "forget", forget, context.replay.forget_latents),
-                retain_replay=_replay(context, "retain", kept, context.replay.retain_latents),
+                forget_replay=_replay(context, "forget", forget, context.replay.forget_latents * len(context.concepts)),
+                retain_replay=_replay(context, "retain", kept, context.replay.retain_latents * len(context.concepts)),
                 batch_size=context.batch_size,
                 seed=context.seed,
             )

@@ -82,6 +82,10 @@ class RunConfig(_Strict):
         section = dict(data.get("method", {"name": "lacu"}))
         name = section.pop("name", "lacu")
         data["method"] = {"name": name, **method_class(name).Config.model_validate(section).model_dump()}
+        if not isinstance(data.get("constraints", ()), (list, tuple)):
+            raise ValueError(
+                "constraints is a list of tables; change it in a preset file of your own (--preset FILE.toml)"
+            )
         data["constraints"] = [_constraint(c)[0].model_dump() for c in data.get("constraints", ())]
         return data
 

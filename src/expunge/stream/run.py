@@ -72,10 +72,10 @@ class Run:
         config = preset(preset_name, changes)
         folder = _model_folder(config.model.source)
         _check(config, folder)
-        source, _ = _source(config), _protocol(config)
-        for names in requests:
-            for name in [names] if isinstance(names, str) else names:
-                source.concept(name)
+        source = _source(config)
+        asked = [source.concept(n).name for names in requests for n in ([names] if isinstance(names, str) else names)]
+        if twice := sorted({name for name in asked if asked.count(name) > 1}):
+            raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         digest = backbones.model_digest(folder)
         frozen = config.model_copy(update={"model": config.model.model_copy(update={"digest": digest})})
         write_text(directory.config, frozen.to_toml())
@@ -128,6 +128,8 @@ class Run:
 
     def serve(self, progress: ProgressCallback = lambda _: None) -> Iterator[StepRecord]:
         """Serve the open requests in order, yielding each finished step. Stops after a step that the gate rejects."""
+        if PartialState().num_processes > 1:
+            raise ExpungeError("A run is served by one process so far. Start it without `accelerate launch`.")
         with self.directory.locked():
             if self.records:  # a process that was killed may have left the summary a step behind
                 self._write_summary()
