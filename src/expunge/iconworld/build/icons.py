@@ -39,9 +39,13 @@ class IconSet:
 
 SETS = (
     IconSet("noto", "1.2.9", "Google Inc.", "Apache-2.0", "https://github.com/googlefonts/noto-emoji"),
-    IconSet("twemoji", "1.2.5", "Twitter, Inc. and other contributors", "CC-BY-4.0", "https://github.com/jdecked/twemoji"),
+    IconSet(
+        "twemoji", "1.2.5", "Twitter, Inc. and other contributors", "CC-BY-4.0", "https://github.com/jdecked/twemoji"
+    ),
     IconSet("fluent-emoji", "1.2.7", "Microsoft Corporation", "MIT", "https://github.com/microsoft/fluentui-emoji"),
-    IconSet("fluent-emoji-flat", "1.2.6", "Microsoft Corporation", "MIT", "https://github.com/microsoft/fluentui-emoji"),
+    IconSet(
+        "fluent-emoji-flat", "1.2.6", "Microsoft Corporation", "MIT", "https://github.com/microsoft/fluentui-emoji"
+    ),
     IconSet("emojione", "1.2.3", "Emoji One, EmojiTwo", "CC-BY-4.0", "https://github.com/EmojiTwo/emojitwo"),
 )
 

@@ -6,8 +6,10 @@ stay visible where thing and ground have the same colour. Pictures are computed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, reduce
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +82,7 @@ def _mosaic(x: Layers) -> Tensor:
 def _neon(x: Layers) -> Tensor:
     """Glowing tubes along the lines, in the dark."""
     hue = _blur(x.colour, 3.0) + 0.02
-    hue = (hue / hue.amax(1, keepdim=True)) ** 2
+    hue = (hue / _strongest(hue)) ** 2
     lines = (_lines(x) * 1.15).clamp(0, 1)
     tubes = lines * (0.12 + 0.88 * hue)
     return _halve((x.ground * 0.3 * (1 - lines) + tubes + 0.45 * _blur(tubes * hue, 5.0)).clamp(0, 1))
@@ -183,21 +185,29 @@ def _grey(x: Tensor) -> Tensor:
     return (x * weights).sum(1, keepdim=True)
 
 
+def _strongest(x: Tensor) -> Tensor:
+    """The largest channel `(b 1 h w)`; several times faster than `amax` on a CPU."""
+    return reduce(torch.maximum, x.split(1, 1))
+
+
 def _tone(x: Layers, red: float, green: float, blue: float) -> Tensor:
     return x.colour.new_tensor([red, green, blue]).view(1, 3, 1, 1)
 
 
 def _blur(x: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur; `sigma` in pixels at 128."""
-    radius = max(1, round(2.5 * sigma))
-    place = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
-    kernel = torch.exp(-(place**2) / (2 * sigma**2))
-    kernel = kernel / kernel.sum()
-    channels = x.shape[1]
-    rows = kernel.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-    columns = kernel.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-    padded = F.pad(x, (radius, radius, radius, radius), mode="replicate")
-    return F.conv2d(F.conv2d(padded, rows, groups=channels), columns, groups=channels)
+    """Gaussian blur along rows and columns; `sigma` in pixels at 128. Two matrix products: fast on every device."""
+    kernel = _gaussian(x.shape[2], sigma).to(x)
+    return kernel @ x @ kernel.T
+
+
+@cache
+def _gaussian(side: int, sigma: float) -> Tensor:
+    """Weights `(to from)` that blur a line of `side` pixels; what lies outside repeats the edge."""
+    radius = math.ceil(3 * sigma)
+    outside = torch.arange(-radius, side + radius)
+    weights = torch.exp(-((torch.arange(side)[:, None] - outside) ** 2) / (2 * sigma**2))
+    inside = torch.zeros(side, side).index_add_(1, outside.clamp(0, side - 1), weights)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def _grow(x: Tensor, radius: int) -> Tensor:
@@ -217,7 +227,7 @@ def _lines(x: Layers) -> Tensor:
     signal = _blur(torch.cat([x.over(0.5), x.alpha * 0.8], 1), 1.0)
     right = signal - _moved(signal, 0, 2)
     down = signal - _moved(signal, 2, 0)
-    slope = (right**2 + down**2).amax(1, keepdim=True).sqrt()
+    slope = _strongest(right**2 + down**2).sqrt()
     return ((_grow(slope, 1) - 0.06) * 3.2).clamp(0, 1)
 
 
