@@ -11,25 +11,25 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from expunge import files
 from expunge.errors import ExpungeError, Interrupted
 from expunge.evaluation import Question
 from expunge.iconworld import classifier
-from expunge.iconworld.build import autoencoder, denoiser, judge, loop, stock, tokenizer
+from expunge.iconworld.build import autoencoder, denoiser, draw, judge, loop, stock, tokenizer
 
 CPU = torch.device("cpu")
 ALWAYS = loop.Budget(checkpoint_minutes=0.0, print_steps=1)
 
 
 @pytest.fixture(scope="session")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drawn(tmp_path_factory: pytest.TempPathFactory, sprites: Tensor) -> Path:
     """A folder with a few pictures, a tokenizer and an untrained autoencoder."""
     folder = tmp_path_factory.mktemp("recipe")
-    source = stock.Fresh(CPU)
-    pictures, shown = source.batch(64, 0, 0)
-    tensors = {name: values.to(torch.int16) for name, values in vars(shown).items()}
-    pictures = ((pictures + 1) * 127.5).round().to(torch.uint8)
+    plan = draw.plan(0, 0, 64)
+    tensors = {name: values.to(torch.int16) for name, values in vars(stock.labels(plan)).items()}
+    pictures = (draw.paint(plan, sprites) * 255).round().to(torch.uint8)
     files.save_tensors(folder / "pictures" / "0000.safetensors", {"pictures": pictures, **tensors})
     tokenizer.build(count=500).save_pretrained(folder / "tokenizer")
     torch.manual_seed(0)
@@ -75,7 +75,7 @@ def test_the_denoiser_ends_in_a_stock_pipeline(drawn: Path, tmp_path: Path) -> N
     training = trainee("denoiser", drawn)
     assert isinstance(training, denoiser.Training)
     training.save(tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     picture = pipeline("a fox and a zebra", num_inference_steps=2, guidance_scale=3.0, output_type="pt").images
     assert picture.shape == (1, 3, 64, 64)

@@ -33,7 +33,7 @@ class Settings:
         kl: weight of the divergence from a standard normal; next to nothing, latents are scaled afterwards.
     """
 
-    steps: int = 3000
+    steps: int = 2000
     batch: int = 16
     crop: int = 32
     rate: float = 1.5e-3

@@ -109,7 +109,7 @@ class Latents:
 def _encoded(stock: Stock, vae: Any, cache: Path) -> Tensor:
     """Latents of a whole stock, in fp16, kept in `cache` with the digest of what made them."""
     state = files.canonical_json(
-        [len(stock.pictures), round(sum(float(p.double().sum()) for p in vae.parameters()), 9)]
+        [len(stock.pictures), round(sum(p.detach().double().sum().item() for p in vae.parameters()), 9)]
     )
     if cache.exists():
         stored = files.load_tensors(cache)

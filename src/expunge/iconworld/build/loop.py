@@ -6,6 +6,7 @@ uninterrupted one end with the same bits.
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import time
@@ -98,7 +99,7 @@ def steps_done(folder: Path, name: str) -> int:
     if not checkpoint.exists():
         return 0
     with safe_open(checkpoint, "pt") as file:
-        return int(file.metadata()["steps"])
+        return int(json.loads(file.metadata()["made"])["steps"])
 
 
 def cosine(number: int, steps: int, peak: float, *, warmup: int, floor: float = 0.02) -> float:
@@ -178,11 +179,13 @@ class Weights:
 
 
 def _settings(trainee: Trainee) -> str:
-    return files.canonical_json({**trainee.settings, "steps": trainee.steps})
+    return files.canonical_json(dict(trainee.settings))
 
 
 def _store(trainee: Trainee, checkpoint: Path, done: int) -> None:
-    files.save_tensors(checkpoint, trainee.tensors(), {"steps": str(done), "settings": _settings(trainee)})
+    # One entry, because safetensors writes several in any order.
+    made = files.canonical_json({"steps": done, "settings": _settings(trainee)})
+    files.save_tensors(checkpoint, trainee.tensors(), {"made": made})
 
 
 def _restore(trainee: Trainee, checkpoint: Path) -> int:
@@ -190,14 +193,14 @@ def _restore(trainee: Trainee, checkpoint: Path) -> int:
     if not checkpoint.exists():
         return 0
     with safe_open(checkpoint, "pt") as file:
-        metadata = file.metadata()
-    if metadata["settings"] != _settings(trainee):
+        made = json.loads(file.metadata()["made"])
+    if made["settings"] != _settings(trainee):
         raise ExpungeError(
-            f"{checkpoint} was made with the settings {metadata['settings']}, not {_settings(trainee)}. "
+            f"{checkpoint} was made with the settings {made['settings']}, not {_settings(trainee)}. "
             "Take the same settings to go on, or delete it to begin anew."
         )
     trainee.restore(files.load_tensors(checkpoint))
-    return int(metadata["steps"])
+    return int(made["steps"])
 
 
 def _note(curve: Path, done: int, values: Mapping[str, float]) -> None:
