@@ -39,7 +39,7 @@ def context(backbone: Backbone, *, seed: int = 0, batch_size: int = 4, **changes
         "concepts": (vocabulary.concept("fox"),),
         "forgotten": (vocabulary.concept("neon"),),
         "held_out": frozenset({"cat"}),
-        "replay": ReplayConfig(steps=2, forget_latents=6, retain_latents=6, batch_size=4),
+        "replay": ReplayConfig(steps=2, forget_latents=2, retain_latents=1, batch_size=4),
         "seed": seed,
         "batch_size": batch_size,
     }

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from expunge import seeds
 from expunge.backbones import Conditioning, Predictor
-from expunge.errors import ExpungeError
 from expunge.files import load_tensors, save_tensors
 
 
@@ -28,7 +27,7 @@ class ReplayConfig(BaseModel):
         source: "bank" (sampled once per request, drawn again and again) or "fresh" (sampled anew for every row, as published).
         steps: solver steps per latent, without guidance. Source: arXiv 2512.02657, ECCV version: 20 DDIM steps.
         solver: the backbone's solver; "published" is the family's deterministic one of the published code (DDIM, Euler).
-        forget_latents, retain_latents: size of the bank, for each concept of a request.
+        forget_latents, retain_latents: latents of each forget prompt and of each retain prompt in the bank.
         batch_size: latents sampled at once.
     """
 
@@ -36,8 +35,8 @@ class ReplayConfig(BaseModel):
     source: Literal["bank", "fresh"] = "bank"
     steps: int = Field(20, ge=1, le=1000)
     solver: str = "published"
-    forget_latents: int = Field(128, ge=1)
-    retain_latents: int = Field(256, ge=1)
+    forget_latents: int = Field(2, ge=1)
+    retain_latents: int = Field(2, ge=1)
     batch_size: int = Field(64, ge=1)
 
 
@@ -99,28 +98,19 @@ class Bank:
 
 def fill_bank(
     sampler: Sampler,
-    size: int,
+    each: int,
     batch_size: int,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Bank:
-    """A bank of `size` latents, the prompts served in turn.
-
-    Raises:
-        ExpungeError: when there are fewer latents than prompts, so that some prompts would never be trained on.
-    """
-    if size < len(sampler.prompts):
-        raise ExpungeError(
-            f"The replay bank holds {size} latents for {len(sampler.prompts)} prompts, so some would be left out. "
-            "Raise replay.forget_latents and replay.retain_latents, or ask for fewer prompts."
-        )
-    prompts = torch.arange(size) % len(sampler.prompts)
+    """A bank with `each` latents of every prompt."""
+    prompts = torch.arange(len(sampler.prompts)).repeat(each)
     parts = []
-    for start in range(0, size, batch_size):
+    for start in range(0, len(prompts), batch_size):
         rows = prompts[start : start + batch_size]
         generators = [seeds.generator(seed, "bank", start + i) for i in range(len(rows))]
         parts.append(sampler(rows, generators).cpu())
-        progress(start + len(rows), size)
+        progress(start + len(rows), len(prompts))
     return Bank(torch.cat(parts), prompts, seed)
 
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from scipy.stats import ks_2samp
 
-from expunge import seeds
+from expunge import iconworld, seeds
 from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
+from expunge.concepts import Concept, mentions
 from expunge.locality import Draws, choose_mapping, rank, score_distances, scoring_draws
 from expunge.methods import Lacu, LacuConfig, Position
 from expunge.methods.lacu import LacuState, distillation_loss, resteering_loss
@@ -68,6 +69,19 @@ def test_processes_draw_different_rows_that_together_are_the_larger_batch(backbo
     assert not torch.equal(parts[0].forget.latents, parts[1].forget.latents)
 
 
+def test_global_replay_speaks_of_everything_that_must_stay_and_of_nothing_else(backbone: Backbone) -> None:
+    step = context(backbone)
+    off_limits = {"fox", "neon", "cat", "plain"}
+    names = [n for n in iconworld.vocabulary().names() if n not in off_limits]
+    changes = {"retain": "global", "retain_concepts": 1, "retain_prompts": len(names)}
+    _, record = Lacu(LacuConfig(**{**SMALL["lacu"], **changes})).prepare(step)
+    near = next(iter(record.choices["neighbours"]["fox"]))
+    spoken = {n for n in [*names, *off_limits] for p in record.prompts["retain"] if mentions(p, Concept(name=n))}
+    assert {*names} - {near} <= spoken
+    assert not spoken & off_limits
+    assert len(set(record.prompts["retain"])) > 0.9 * len(names)
+
+
 def test_score_distance_is_the_mean_squared_difference_of_predictions(backbone: Backbone) -> None:
     predict = Predictor(backbone, backbone.denoiser, Evaluations())
     draws = scoring_draws(backbone, 3, seeds.generator(0))
@@ -123,10 +137,10 @@ def test_a_bank_drawn_once_has_the_losses_of_fresh_replay(backbone: Backbone) ->
     n, solver = 240, backbone.replay_solver
     sampler = Sampler(teacher, state.forget, 4, solver)
     fresh = _row_losses(state, teacher, *FreshReplay(sampler, 11).draw(0, n))
-    bank = _row_losses(state, teacher, *fill_bank(sampler, n, 60, 12).draw(0, n))
+    bank = _row_losses(state, teacher, *fill_bank(sampler, n // 4, 60, 12).draw(0, n))
     assert ks_2samp(fresh, bank).pvalue > 0.01
 
-    latents, prompts = fill_bank(sampler, n, 60, 12).draw(0, n)
+    latents, prompts = fill_bank(sampler, n // 4, 60, 12).draw(0, n)
     blank = torch.zeros_like(latents)
     assert ks_2samp(fresh, _row_losses(state, teacher, blank, prompts)).pvalue < 1e-6
 

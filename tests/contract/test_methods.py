@@ -125,7 +125,9 @@ def test_accumulation_is_a_larger_batch(method: str, fresh_backbone: Callable[[]
 def test_bf16_trains_close_to_fp32(method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
     logs = {}
     for precision in ("fp32", "bf16"):
-        run_step(fresh_backbone(), tmp_path / precision, method=method, precision=precision, steps=2)
+        run_step(
+            fresh_backbone(), tmp_path / precision, method=method, precision=precision, steps=2, learning_rate=1e-4
+        )
         logs[precision] = [e["losses"] for e in _log(tmp_path / precision)]
     for exact, rounded in zip(logs["fp32"], logs["bf16"], strict=True):
         assert exact["unlearn"] == pytest.approx(rounded["unlearn"], rel=0.05)

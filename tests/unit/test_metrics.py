@@ -64,7 +64,9 @@ def test_differences_are_paired_by_row() -> None:
     before = table([("other", "bus", f"p{i}", i % 2 == 0, "thing=bus") for i in range(40)])
     after = before.sample(frac=1, random_state=0)
     same = metrics.difference(after, before, "shown")
-    assert same == Value(value=0.0, low=0.0, high=0.0, n=40)
+    unseen = metrics.wilson(0, 40)
+    assert unseen is not None
+    assert same == Value(value=0.0, low=-unseen.high, high=unseen.high, n=40)
     worse = before.assign(shown=before["shown"] & (before["row"] != "row 0"))
     drop = metrics.difference(worse, before, "shown")
     assert drop is not None
@@ -106,6 +108,7 @@ def test_harmonic_mean_is_that_of_the_means() -> None:
     value = metrics.harmonic_mean(parts)
     assert value is not None
     assert value.value == pytest.approx(3 / (1 + 2 + 4))
+    assert value.low < value.value < value.high
 
 
 def test_a_blank_picture_is_collapsed_and_a_drawing_is_not() -> None:

@@ -27,6 +27,14 @@ def test_an_unknown_concept_is_answered_with_the_nearest_names() -> None:
         VOCABULARY.concept("foxx")
 
 
+def test_what_an_open_slot_means_is_no_concept_to_ask_for() -> None:
+    with pytest.raises(ExpungeError, match="cannot be asked to go"):
+        VOCABULARY.concept("plain")
+    assert "plain" not in [*VOCABULARY.related(NEON), *VOCABULARY.unrelated(FOX)]
+    assert "mosaic" in VOCABULARY.related(NEON)
+    assert "mosaic" in VOCABULARY.unrelated(FOX)
+
+
 def test_candidates_keep_the_scene_and_replace_the_concept_alone() -> None:
     for prompt in VOCABULARY.forget_prompts(FOX, ["wolf", "dog"], 24, 1, frozenset({"neon"})):
         assert mentions(prompt.prompt, FOX)
@@ -68,7 +76,7 @@ def test_values_come_up_about_equally_often() -> None:
 
 
 def test_no_training_prompt_is_ever_an_evaluation_prompt() -> None:
-    names = [*VOCABULARY.names("thing"), *VOCABULARY.names("style")]
+    names = [*VOCABULARY.names("thing"), *VOCABULARY.related(NEON)]
     trained = set(VOCABULARY.retain_prompts(names, 4000, 5, frozenset()))
     asked = {
         p.prompt for n in names for p in VOCABULARY.evaluation_prompts(VOCABULARY.concept(n), 40, 6, frozenset(), {})

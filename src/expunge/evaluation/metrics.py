@@ -38,15 +38,20 @@ def wilson(successes: int, n: int) -> Value | None:
 
 
 def clustered(
-    tables: Sequence[pd.DataFrame], statistic: Callable[[Sequence[np.ndarray]], np.ndarray], seed: int = 0
+    tables: Sequence[pd.DataFrame],
+    statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
+    lowest: float = 0.0,
+    highest: float = 1.0,
 ) -> Value | None:
     """A statistic of the means of column `x` of each table, with a percentile bootstrap clustered by prompt.
 
     Each table has the columns `prompt` and `x` (missing values are left out). Prompts are drawn with replacement within
-    each table. `statistic` maps the tables' means (arrays of any equal length) to the statistic.
+    each table. `statistic` maps the tables' means (arrays of any equal length) to the statistic, which lies in
+    [lowest, highest]. Where all prompts agree, resampling shows no spread at all; the interval is then as wide as
+    Wilson's for a share that was never seen in that many prompts.
     """
-    rng = np.random.default_rng(seed)
-    points, draws, n = [], [], 0
+    rng = np.random.default_rng(0)
+    points, draws, prompts, n = [], [], [], 0
     for table in tables:
         known = table.dropna(subset=["x"])
         if known.empty:
@@ -54,31 +59,30 @@ def clustered(
         groups = known.assign(x=known["x"].astype(float)).groupby("prompt", sort=True)["x"].agg(["sum", "count"])
         sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
         picks = rng.integers(len(groups), size=(_DRAWS, len(groups)))
+        prompts.append(len(groups))
         points.append(np.array([sums.sum() / counts.sum()]))
         draws.append(sums[picks].sum(axis=1) / counts[picks].sum(axis=1))
         n += int(counts.sum())
     tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(statistic(draws), [tail, 1 - tail])
-    return Value(value=float(statistic(points)[0]), low=float(low), high=float(high), n=n)
+    point = float(statistic(points)[0])
+    low, high = (float(bound) for bound in np.quantile(statistic(draws), [tail, 1 - tail]))
+    if low == high:
+        unseen = wilson(0, min(prompts))
+        assert unseen is not None
+        low, high = max(lowest, point - unseen.high), min(highest, point + unseen.high)
+    return Value(value=point, low=low, high=high, n=n)
 
 
 def mean(table: pd.DataFrame, column: str) -> Value | None:
-    """Mean of a column, bootstrapped by prompt. Where all answers agree, resampling shows no spread at all; the interval
-    is then Wilson's with one count per prompt."""
-    value = clustered([table[["prompt"]].assign(x=table[column])], lambda means: means[0])
-    if value is None or value.value not in (0.0, 1.0):
-        return value
-    prompts = table.loc[table[column].notna(), "prompt"].nunique()
-    bounds = wilson(round(value.value * prompts), prompts)
-    assert bounds is not None
-    return bounds.model_copy(update={"n": value.n})
+    """Mean of a column, bootstrapped by prompt."""
+    return clustered([table[["prompt"]].assign(x=table[column])], lambda means: means[0])
 
 
 def difference(after: pd.DataFrame, before: pd.DataFrame, column: str) -> Value | None:
     """Mean of (after - before) over the rows that both tables have, paired by `row` and bootstrapped by prompt."""
     pair = after.merge(before, on=["row", "prompt"], suffixes=("_after", "_before"))
     x = pair[f"{column}_after"].astype("Float64") - pair[f"{column}_before"].astype("Float64")
-    return clustered([pair[["prompt"]].assign(x=x)], lambda means: means[0])
+    return clustered([pair[["prompt"]].assign(x=x)], lambda means: means[0], lowest=-1.0)
 
 
 def unlearning_accuracy(table: pd.DataFrame, concept: str) -> Value | None:

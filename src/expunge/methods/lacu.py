@@ -16,6 +16,7 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, and its ECCV version "Local
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Literal, Self
@@ -139,8 +140,8 @@ class Lacu(GradientMethod[LacuState, LacuBatch]):
                 forget=forget,
                 mapping=mapping,
                 retain=kept,
-                forget_replay=_replay(context, "forget", forget, context.replay.forget_latents * len(context.concepts)),
-                retain_replay=_replay(context, "retain", kept, context.replay.retain_latents * len(context.concepts)),
+                forget_replay=_replay(context, "forget", forget, context.replay.forget_latents),
+                retain_replay=_replay(context, "retain", kept, context.replay.retain_latents),
                 batch_size=context.batch_size,
                 seed=context.seed,
             )
@@ -210,9 +211,10 @@ class Lacu(GradientMethod[LacuState, LacuBatch]):
     def _retain_prompts(self, context: StepContext, concept: Concept, near: list[str]) -> list[str]:
         config, source, avoid = self.config, context.source, context.off_limits
         shares = {"local": (1.0, 0.0), "global": (0.0, 1.0), "mixed": (0.5, 0.5)}[config.retain]
-        far = [n for n in [*source.related(concept), *source.unrelated(concept)] if n not in near]
+        far = {*source.related(concept), *source.unrelated(concept)} - {*near, *avoid}
+        shuffled = random.Random(seeds.derive(context.seed, "far", concept.name)).sample(sorted(far), len(far))
         prompts: list[str] = []
-        for label, names, share in zip(("local", "global"), (near, far), shares, strict=True):
+        for label, names, share in zip(("local", "global"), (near, shuffled), shares, strict=True):
             count = round(share * config.retain_prompts)
             if count:
                 seed = seeds.derive(context.seed, "retain", label, concept.name)
@@ -220,7 +222,7 @@ class Lacu(GradientMethod[LacuState, LacuBatch]):
         return prompts
 
 
-def _replay(context: StepContext, role: str, prompts: Conditioning, size: int) -> Replay:
+def _replay(context: StepContext, role: str, prompts: Conditioning, each: int) -> Replay:
     config = context.replay
     solver = context.backbone.replay_solver if config.solver == "published" else config.solver
     sampler = Sampler(context.teacher, prompts, config.steps, solver)
@@ -230,7 +232,7 @@ def _replay(context: StepContext, role: str, prompts: Conditioning, size: int) -
     return kept_bank(
         context.folder / f"replay-{role}.safetensors" if context.folder else None,
         lambda: fill_bank(
-            sampler, size, config.batch_size, seed, lambda done, of: context.progress(f"replay {role}", done, of)
+            sampler, each, config.batch_size, seed, lambda done, of: context.progress(f"replay {role}", done, of)
         ),
         seed,
     )

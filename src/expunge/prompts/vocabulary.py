@@ -97,19 +97,22 @@ class Vocabulary(BaseModel):
             for known in group.concepts:
                 aliases = self.aliases.get(known, ())
                 if wanted in [words(n) for n in (known, *aliases)]:
+                    if known == self.slots[group.slot].plain:
+                        raise ExpungeError(
+                            f"{known!r} is what a prompt shows that names no {group.slot}, so it cannot be asked to go."
+                        )
                     kind = group.kind or self.slots[group.slot].kind
                     return Concept(name=known, kind=kind, aliases=aliases)
         raise ExpungeError(f"The vocabulary has no concept {name!r}. {nearest(name, self.names())}")
 
     def related(self, concept: Concept) -> list[str]:
         own = self.group(concept.name)
-        near = [n for n in own.concepts if n != concept.name]
-        far = [n for g in self.groups if g.slot == own.slot and g is not own for n in g.concepts]
-        return near + far
+        groups = [own, *(g for g in self.groups if g.slot == own.slot and g is not own)]
+        return [n for g in groups for n in self._concepts(g) if n != concept.name]
 
     def unrelated(self, concept: Concept) -> list[str]:
         own = self.group(concept.name)
-        return [n for g in self.groups if g is not own for n in g.concepts]
+        return [n for g in self.groups if g is not own for n in self._concepts(g)]
 
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
@@ -163,6 +166,10 @@ class Vocabulary(BaseModel):
             return self.slots[match[1]].phrase.format(value, a=article)
 
         return _SLOT.sub(phrase, template).strip()
+
+    def _concepts(self, group: Group) -> list[str]:
+        """The names of a group but the one that is the same as saying nothing."""
+        return [n for n in group.concepts if n != self.slots[group.slot].plain]
 
     def _draw(
         self,
