@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) -e ".[dev]"
 	@touch $@
 
-demo: $(STAMP)  ## forget three concepts with the built-in model, and write a page about it
+demo: $(STAMP)  ## serve ten requests with the built-in model, and write a page about it
 	$(BIN)/expunge demo --out runs/demo
 
 test: $(STAMP)  ## run the tests

@@ -137,7 +137,7 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> Run:
     tables = [pd.read_parquet(directory.step(r.index).judgements) for r in run.records]
     fields = set(StepSummary.model_fields)
     summary = Summary(
-        model=ModelSummary(source="iconworld", name="iconworld-0", digest="sha256:0123456789abcdef"),
+        model=ModelSummary(source="iconworld", name="iconworld-1", digest="sha256:0123456789abcdef"),
         requests=[[c.name for c in r.concepts] for r in requests],
         base=summarise_base(base, KNOWN),
         steps=[StepSummary.model_validate(r.model_dump(include=fields)) for r in run.records],

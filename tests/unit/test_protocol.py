@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from pydantic import ValidationError
 
@@ -52,9 +54,37 @@ def test_the_rows_between_are_painted_in_the_same_batches_as_at_the_end(protocol
     assert between < every
 
 
-def test_the_demonstration_is_not_what_was_tuned_on() -> None:
-    demo, dev = (iconworld.protocol(f"iconworld-{name}").requests for name in ("demo", "dev"))
-    assert not {n for r in demo for n in r} & {n for r in dev for n in r}
+def counted(name: str) -> set[str]:
+    """All concepts that a protocol forgets or counts."""
+    protocol = iconworld.protocol(name)
+    groups = [n for g in protocol.neighbours.values() for n in (*g.held_out, *g.replayed)]
+    return {*(n for r in protocol.requests for n in r), *groups, *protocol.others}
+
+
+def test_nothing_that_the_demonstration_counts_was_counted_in_tuning() -> None:
+    tuned = counted("iconworld-dev-a") | counted("iconworld-dev-b")
+    assert not counted("iconworld-demo") & tuned
+    first, second = (iconworld.protocol(f"iconworld-dev-{x}").requests for x in "ab")
+    assert not set(first) & set(second)
+
+
+def test_the_demonstration_forgets_seven_things_two_of_them_characters_two_styles_and_a_background() -> None:
+    requests = iconworld.protocol("iconworld-demo").requests
+    kinds = [VOCABULARY.concept(name).kind for (name,) in requests]
+    assert Counter(kinds) == {"object": 5, "character": 2, "style": 2, "background": 1}
+    assert kinds != sorted(kinds)
+
+
+def test_what_is_never_touched_is_forgotten_by_no_protocol_and_measures_the_rest(protocol: Protocol) -> None:
+    never = set(iconworld.PROTOCOL_FILE["never_touched"])
+    assert set(protocol.others) <= never
+    assert counted(protocol.name) & never == set(protocol.others)
+
+
+def test_neighbours_stand_in_the_slot_of_their_concept(protocol: Protocol) -> None:
+    for name, group in protocol.neighbours.items():
+        for neighbour in (*group.held_out, *group.replayed):
+            assert VOCABULARY.slot_of(neighbour) == VOCABULARY.slot_of(name)
 
 
 def test_a_protocol_that_contradicts_itself_is_refused(protocol: Protocol) -> None:

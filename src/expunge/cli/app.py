@@ -113,6 +113,31 @@ def demo(out: Annotated[Path, typer.Option(help="The run's directory.")] = Path(
 
 
 @app.command()
+def bench(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An experiment file, e.g. benchmarks/ablation/main.toml.")
+    ],
+    only: Annotated[list[str], typer.Option(metavar="VARIANT", help="Serve this variant alone (repeatable).")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Serve this seed alone (repeatable).")] = [],  # noqa: B006
+    work: Annotated[Path, typer.Option(help="Folder of unfinished runs.")] = Path("runs/bench"),
+) -> None:
+    """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
+    with _sentences():
+        _quiet()
+        from expunge.benchmark import Experiment, last_steps, serve_variant
+        from expunge.cli.progress import RunProgress
+        from expunge.cli.tables import experiment_table
+
+        experiment, results = Experiment.read(file), file.with_suffix("")
+        for number in seed or experiment.seeds:
+            for name in only or experiment.variants:
+                with RunProgress(console) as progress:
+                    serve_variant(experiment, name, number, results, work / file.stem, progress)
+                console.print(f"{name}, seed {number}: done", highlight=False)
+        console.print(experiment_table(last_steps(results)))
+
+
+@app.command()
 def request(path: RunPath, concepts: Concepts) -> None:
     """Append one request that names all CONCEPTs; `expunge resume` serves it."""
     with _sentences():

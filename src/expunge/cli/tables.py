@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
@@ -45,6 +46,23 @@ def status_table(run: Run) -> Table:
             _share(m.cra),
             style="" if record.status == "accepted" else "yellow",
         )
+    return table
+
+
+def experiment_table(steps: pd.DataFrame) -> Table:
+    """Means over seeds after the last step, one line per variant."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table.add_column("variant")
+    shown = {
+        "ua": "UA", "ua_worst": "worst", "context": "context", "ira": "IRA", "cra": "CRA", "ira_difference": "IRA - base",
+        "cra_difference": "CRA - base", "seconds_serving": "seconds",
+    }  # fmt: skip
+    for name in ("seeds", *shown.values()):
+        table.add_column(name, justify="right")
+    for variant, part in steps.groupby("variant", sort=False):
+        means = part[list(shown)].mean()
+        cells = [f"{means[n]:.0f}" if n == "seconds_serving" else f"{means[n]:.2f}" for n in shown]
+        table.add_row(str(variant), str(len(part)), *cells)
     return table
 
 

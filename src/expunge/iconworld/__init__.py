@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import tomllib
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Judge, Protocol
-from expunge.iconworld.judge import IconworldJudge
+from expunge.iconworld.classifier import CalibratedJudge
 from expunge.prompts import Vocabulary
 
 HERE = Path(__file__).parent
-DEFAULT = "iconworld-0"
+DEFAULT = "iconworld-1"
 """What the name "iconworld" means today."""
-PROTOCOLS = tuple(sorted(path.stem for path in (HERE / "protocols").glob("*.toml")))
+PROTOCOL_FILE = tomllib.loads((HERE / "protocols.toml").read_text())
+PROTOCOLS = tuple(PROTOCOL_FILE["protocols"])
 
 
 def model_folder(name: str) -> Path | None:
@@ -35,10 +38,9 @@ def protocol(name: str) -> Protocol:
     """
     if name not in PROTOCOLS:
         raise ExpungeError(f"There is no protocol {name!r}. {nearest(name, PROTOCOLS)}")
-    return Protocol.read(HERE / "protocols" / f"{name}.toml")
+    own: dict[str, Any] = PROTOCOL_FILE["protocols"][name]
+    return Protocol.model_validate({**PROTOCOL_FILE["common"], **own, "name": name})
 
 
 def judge() -> Judge:
-    words = vocabulary()
-    weights = HERE / "models" / f"{DEFAULT}-judge.safetensors"
-    return IconworldJudge(f"{DEFAULT}-judge", weights, words.names("thing"), words.names("style"))
+    return CalibratedJudge(HERE / "models" / f"{DEFAULT}-judge.safetensors")

@@ -33,6 +33,8 @@ BACKGROUNDS = {
 """{background: its colour in 8-bit sRGB}."""
 PAIRS = 0.04
 """Share of pictures that show a second thing beside the first."""
+PAIR_SIZE, PAIR_SHIFT = 0.55, 0.24
+"""Size of each of two things, as a share of that of one alone, and how far each is moved, as a share of the width."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def plan(seed: int, batch: int, count: int, *, pairs: float = PAIRS, plain: floa
         thing=thing,
         style=style,
         background=one_of(len(BACKGROUNDS)),
-        size=between(0.68, 0.9),
+        size=between(0.68, 0.86),
         angle=between(-0.22, 0.22),
         mirror=torch.where(between(0, 1) < 0.5, -1.0, 1.0),
         shift=between(-0.06, 0.06, 2),
@@ -122,15 +124,13 @@ def paint(plan: Plan, sprites: Tensor) -> Tensor:
         sprites: `icons.sprites(CANVAS)`, uint8.
     """
     device = sprites.device
-    first = _place(plan, plan.drawing, sprites, torch.zeros(len(plan)))
-    if bool((plan.beside >= 0).any()):
-        left, right = (
-            _place(plan, d.clamp(min=0), sprites, torch.full((len(plan),), side))
-            for d, side in ((plan.drawing, -0.24), (plan.beside, 0.24))
-        )
-        both = right + left * (1 - right[:, 3:])
-        first = torch.where((plan.beside >= 0).view(-1, 1, 1, 1).to(device), both, first)
-    colour, alpha = first[:, :3], first[:, 3:]
+    placed = _place(plan, torch.arange(len(plan)), plan.drawing, sprites, 0.0)
+    two = (plan.beside >= 0).nonzero()[:, 0]
+    if len(two):
+        left = _place(plan, two, plan.drawing, sprites, -PAIR_SHIFT)
+        right = _place(plan, two, plan.beside, sprites, PAIR_SHIFT)
+        placed[two.to(device)] = right + left * (1 - right[:, 3:])
+    colour, alpha = placed[:, :3], placed[:, 3:]
     grey = colour.mean(1, keepdim=True)
     light, vivid = (v.to(device).view(-1, 1, 1, 1) for v in (plan.light, plan.vivid))
     colour = ((grey + (colour - grey) * vivid) * light).clamp(0, 1).minimum(alpha)
@@ -156,19 +156,22 @@ def paint(plan: Plan, sprites: Tensor) -> Tensor:
     return pictures
 
 
-def _place(plan: Plan, drawing: Tensor, sprites: Tensor, aside: Tensor) -> Tensor:
-    """Sprites turned, scaled and moved onto the canvas `(b 4 128 128)` in [0, 1]; `aside`: right, halves the size."""
-    half = torch.where(aside == 0, 1.0, 0.55)
-    scale = 1 / (plan.size * half)
-    cos, sin = torch.cos(plan.angle) * scale, torch.sin(plan.angle) * scale
-    x, y = -2 * (plan.shift[:, 0] * half + aside), -2 * plan.shift[:, 1] * half
-    rows = [
-        torch.stack([cos * plan.mirror, -sin * plan.mirror, (cos * x - sin * y) * plan.mirror], 1),
-        torch.stack([sin, cos, sin * x + cos * y], 1),
-    ]
-    theta = torch.stack(rows, 1).to(sprites.device)
-    grid = F.affine_grid(theta, [len(plan), 4, CANVAS, CANVAS], align_corners=False)
-    chosen = sprites[drawing.to(sprites.device)].float() / 255
+def _place(plan: Plan, rows: Tensor, drawing: Tensor, sprites: Tensor, aside: float) -> Tensor:
+    """The sprites of some rows turned, scaled and moved onto the canvas `(rows 4 128 128)` in [0, 1].
+
+    Args:
+        aside: shares of the width to the right; anything but 0 draws at `PAIR_SIZE`.
+    """
+    shrink = PAIR_SIZE if aside else 1.0
+    scale = 1 / (plan.size[rows] * shrink)
+    mirror, angle, shift = plan.mirror[rows], plan.angle[rows], plan.shift[rows] * shrink
+    cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
+    x, y = -2 * (shift[:, 0] + aside), -2 * shift[:, 1]
+    across = torch.stack([cos, -sin, cos * x - sin * y], 1) * mirror[:, None]
+    down = torch.stack([sin, cos, sin * x + cos * y], 1)
+    theta = torch.stack([across, down], 1).to(sprites.device)
+    grid = F.affine_grid(theta, [len(rows), 4, CANVAS, CANVAS], align_corners=False)
+    chosen = sprites[drawing[rows].to(sprites.device)].float() / 255
     return F.grid_sample(chosen, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

@@ -1,0 +1,120 @@
+"""An experiment: variants of a configuration, each served the same sequence of requests under several seeds.
+
+    schema = 1
+    protocol = "iconworld-demo"
+    seeds = [0, 1, 2]
+
+    [variants.lacu]
+    preset = "lacu-iconworld"
+
+    [variants.no-replay]
+    preset = "lacu-iconworld"
+    note = "what replay with distillation is worth"
+    changes = { method = { lambda_preserve = 0.0 } }
+
+A seed other than 0 also shuffles the order of the requests. Each variant and seed gives one results file, the run's
+`summary.json`; what has one is not served again, so an experiment that was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from expunge import files, iconworld, seeds
+from expunge.errors import ExpungeError, nearest
+from expunge.evaluation import Protocol
+from expunge.stream import PRESETS, Run
+from expunge.stream.step import ProgressCallback
+
+OPEN_GATE = {"forget": 0.0, "max_ira_drop": 1.0, "max_cra_drop": 1.0}
+"""Nothing is rejected in an experiment: what a variant does is what is measured."""
+
+
+class Variant(BaseModel):
+    """A preset, with changes laid over it section by section.
+
+    Attributes:
+        note: what the variant is there to show.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    preset: str
+    changes: dict[str, Any] = {}
+    note: str = ""
+
+
+class Experiment(BaseModel):
+    """An experiment file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    schema_: Literal[1] = Field(alias="schema")
+    protocol: str
+    seeds: tuple[int, ...] = Field(min_length=1)
+    variants: dict[str, Variant] = Field(min_length=1)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and check a file.
+
+        Raises:
+            ExpungeError: when it cannot be used, or names a preset that does not exist.
+        """
+        try:
+            experiment = cls.model_validate(tomllib.loads(path.read_text()))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
+            raise ExpungeError(f"The experiment file {path} cannot be used: {error}") from error
+        for name, variant in experiment.variants.items():
+            if variant.preset not in PRESETS and not Path(variant.preset).is_file():
+                raise ExpungeError(
+                    f"The variant {name!r} in {path} names the preset {variant.preset!r}, which does not exist. "
+                    f"{nearest(variant.preset, PRESETS)}"
+                )
+        return experiment
+
+    def variant(self, name: str) -> Variant:
+        if name not in self.variants:
+            raise ExpungeError(f"The experiment has no variant {name!r}. {nearest(name, self.variants)}")
+        return self.variants[name]
+
+
+def serve_variant(
+    experiment: Experiment, name: str, seed: int, results: Path, work: Path, progress: ProgressCallback = lambda _: None
+) -> Path:
+    """Serve the sequence with one variant and seed; its results file, `RESULTS/<variant>-<seed>.json`.
+
+    Args:
+        work: folder of unfinished runs. One that is there already is gone on with; it is deleted once it has its results.
+    """
+    target, folder = results / f"{name}-{seed}.json", work / f"{name}-{seed}"
+    if target.exists():
+        return target
+    variant = experiment.variant(name)
+    run = Run(folder) if (folder / "run.toml").exists() else _create(experiment, variant, seed, folder)
+    run.resume(progress)
+    files.write_json(target, run.summary().model_dump(mode="json", by_alias=True))
+    shutil.rmtree(folder)
+    return target
+
+
+def order(protocol: Protocol, seed: int) -> list[tuple[str, ...]]:
+    """The protocol's requests: as they stand for seed 0, else shuffled."""
+    requests = list(protocol.requests)
+    if seed:
+        random.Random(seeds.derive(seed, "order")).shuffle(requests)
+    return requests
+
+
+def _create(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
+    name = experiment.protocol
+    protocol = Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
+    fixed: Mapping[str, Any] = {"seed": seed, "evaluate": {"protocol": name}, "gate": OPEN_GATE}
+    return Run.create(
+        folder, requests=order(protocol, seed), preset_name=variant.preset, changes={**variant.changes, **fixed}
+    )

@@ -1,0 +1,63 @@
+"""Figures of an experiment's results files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from expunge import files
+from expunge.benchmark.table import last_steps
+
+OUTCOMES = {
+    "ua": "forgotten (UA)",
+    "context": "context kept",
+    "ira": "neighbours kept (IRA)",
+    "cra": "the rest kept (CRA)",
+}
+
+
+def after_the_last_step(results: Path, picture: Path) -> None:
+    """One panel per metric, one line per variant: a dot for each seed, a bar for their mean."""
+    table = last_steps(results)
+    variants = list(dict.fromkeys(table["variant"]))[::-1]
+    figure, axes = plt.subplots(1, len(OUTCOMES), figsize=(12, 0.9 + 0.32 * len(variants)), sharey=True)
+    for ax, (metric, label) in zip(axes, OUTCOMES.items(), strict=True):
+        for place, variant in enumerate(variants):
+            values = table.loc[table["variant"] == variant, metric]
+            ax.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5, markersize=5)
+            ax.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color="black", linewidth=2)
+        ax.set(title=label, yticks=range(len(variants)), yticklabels=variants)
+        ax.grid(axis="x", alpha=0.3)
+    _write(figure, picture)
+
+
+def over_the_sequence(results: Path, variants: list[str], picture: Path) -> None:
+    """UA, IRA and CRA after every step, means over seeds, one line per variant."""
+    shown = {"ua": "forgotten (UA)", "ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
+    figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.4), sharey=True)
+    for variant in variants:
+        runs = [files.read_json(path) for path in sorted(results.glob(f"{variant}-[0-9]*.json"))]
+        for ax, (metric, label) in zip(axes, shown.items(), strict=True):
+            table = pd.DataFrame([[_value(step["metrics"][metric]) for step in run["steps"]] for run in runs])
+            ax.plot(range(1, table.shape[1] + 1), table.mean(), marker="o", markersize=3, label=variant)
+            ax.set(title=label, xlabel="requests served", ylim=(0, 1.02))
+            ax.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    _write(figure, picture)
+
+
+def _value(measured: dict[str, float] | None) -> float:
+    return float("nan") if measured is None else measured["value"]
+
+
+def _write(figure: Figure, picture: Path) -> None:
+    figure.tight_layout()
+    with files.replacing(picture) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+    plt.close(figure)

@@ -1,0 +1,72 @@
+"""Tables of results files: one row per variant, means over seeds, differences paired by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from expunge import files
+
+MEASURED = ("ua", "context", "ira", "ira_unreplayed", "cra", "harmonic_mean", "ira_difference", "cra_difference")
+
+
+def last_steps(results: Path) -> pd.DataFrame:
+    """One row per results file: variant, seed, the metrics after the last step, the least UA of a concept, the strongest
+    resurgence (largest fall of a concept's UA after its own step), and seconds of serving and of evaluation."""
+    rows = []
+    for path in sorted(results.glob("*-*.json")):
+        summary = files.read_json(path)
+        variant, _, seed = path.stem.rpartition("-")
+        last = summary["steps"][-1]
+        values = {name: last["metrics"][name] for name in MEASURED}
+        seconds = [step["seconds"] for step in summary["steps"]]
+        evaluating = sum(s["evaluate"] for s in seconds)
+        rows.append(
+            {
+                "variant": variant,
+                "seed": int(seed),
+                **{name: np.nan if v is None else v["value"] for name, v in values.items()},
+                "ua_worst": min(row[-1]["value"] for row in summary["ua_matrix"]),
+                "resurgence": _resurgence(summary),
+                "seconds_serving": sum(s["total"] for s in seconds) - evaluating,
+                "seconds_evaluating": evaluating,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:
+    """Each variant's mean difference from `baseline` in `metric`, paired by seed, with a 95 % t interval where there are
+    two seeds or more."""
+    wide = table.pivot(index="seed", columns="variant", values=metric)
+    rows = []
+    for variant in wide.columns.drop(baseline):
+        pairs = (wide[variant] - wide[baseline]).dropna()
+        half = _half_width(pairs.to_numpy())
+        mean = float(pairs.mean()) if len(pairs) else np.nan
+        rows.append({"variant": variant, "difference": mean, "low": mean - half, "high": mean + half, "n": len(pairs)})
+    return pd.DataFrame(rows).set_index("variant")
+
+
+def _resurgence(summary: dict[str, object]) -> float:
+    """Largest fall of a concept's UA from its own step to any later one."""
+    falls = [0.0]
+    matrix: Sequence[Sequence[dict[str, float] | None]] = summary["ua_matrix"]  # type: ignore[assignment]
+    steps: Sequence[dict[str, Sequence[str]]] = summary["steps"]  # type: ignore[assignment]
+    concepts: Sequence[str] = summary["concepts"]  # type: ignore[assignment]
+    for concept, row in zip(concepts, matrix, strict=True):
+        own = next(i for i, step in enumerate(steps) if concept in step["concepts"])
+        before = row[own]
+        if before is not None:
+            falls += [before["value"] - later["value"] for later in row[own + 1 :] if later is not None]
+    return max(falls)
+
+
+def _half_width(values: np.ndarray) -> float:
+    if len(values) < 2:
+        return float("nan")
+    return float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)

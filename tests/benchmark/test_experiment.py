@@ -1,0 +1,105 @@
+"""Experiments: files in, results files out, tables with known answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge import files
+from expunge.benchmark import Experiment, differences, last_steps
+from expunge.benchmark.experiment import order
+from expunge.benchmark.figures import after_the_last_step, over_the_sequence
+from expunge.errors import ExpungeError
+from expunge.evaluation import Protocol
+from runs import FAST, PROTOCOL, expunge
+
+
+def value(x: float) -> dict[str, float]:
+    return {"value": x, "low": x, "high": x, "n": 1}
+
+
+def summary(ua: list[list[float | None]], ira: float) -> dict[str, Any]:
+    """What `summary.json` holds, as far as tables read it; two requests, fox and neon."""
+    names = ("ua", "context", "ira_unreplayed", "cra", "harmonic_mean", "ira_difference", "cra_difference")
+    return {
+        "concepts": ["fox", "neon"],
+        "ua_matrix": [[None if x is None else value(x) for x in row] for row in ua],
+        "steps": [
+            {
+                "concepts": [concept],
+                "metrics": {**dict.fromkeys(names, value(0.5)), "ira": value(ira), "context": None},
+                "seconds": {"train": 10.0, "evaluate": 4.0, "total": 14.0},
+            }
+            for concept in ("fox", "neon")
+        ],
+    }
+
+
+def test_tables_have_known_answers(tmp_path: Path) -> None:
+    for name, seed, ua, ira in (
+        ("full", 0, [[1.0, 0.7], [0.1, 0.9]], 0.9),
+        ("full", 1, [[1.0, 1.0], [None, 1.0]], 0.8),
+        ("no-replay", 0, [[1.0, 1.0], [0.1, 1.0]], 0.5),
+        ("no-replay", 1, [[1.0, 1.0], [0.1, 1.0]], 0.6),
+    ):
+        files.write_json(tmp_path / f"{name}-{seed}.json", summary(ua, ira))
+    table = last_steps(tmp_path).set_index(["variant", "seed"])
+    assert table.loc[("full", 0), "resurgence"] == pytest.approx(0.3)
+    assert table.loc[("full", 1), "resurgence"] == 0
+    assert table.loc[("full", 0), "ua_worst"] == 0.7
+    assert table.loc[("full", 0), "seconds_serving"] == 20
+    assert table["context"].isna().all()
+    drop = differences(table.reset_index(), "ira", "full").loc["no-replay"]
+    assert drop["difference"] == pytest.approx(-0.3)
+    assert drop["n"] == 2
+    assert drop["low"] == pytest.approx(
+        -0.3 - 12.706 * 0.1, abs=1e-3
+    )  # t with one degree of freedom; sd 0.1414 / sqrt 2
+    after_the_last_step(tmp_path, tmp_path / "a.png")
+    over_the_sequence(tmp_path, ["full", "no-replay"], tmp_path / "b.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000 < (tmp_path / "b.png").stat().st_size
+
+
+def test_the_order_of_requests_depends_on_the_seed() -> None:
+    protocol = Protocol.read(PROTOCOL)
+    assert order(protocol, 0) == list(protocol.requests)
+    orders = {tuple(order(protocol, seed)) for seed in range(1, 9)}
+    assert len(orders) > 2
+    assert all(sorted(o) == sorted(protocol.requests) for o in orders)
+
+
+def test_a_bad_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    path.write_text('schema = 1\nprotocol = "p"\nseeds = [0]\n[variants.a]\npreset = "lacu-icnworld"\n')
+    with pytest.raises(ExpungeError, match="Did you mean lacu-iconworld"):
+        Experiment.read(path)
+    path.write_text('schema = 1\nprotocol = "p"\nseeds = []\n[variants.a]\npreset = "lacu-iconworld"\n')
+    with pytest.raises(ExpungeError, match="seeds"):
+        Experiment.read(path)
+
+
+def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
+    sections: dict[str, list[str]] = {}
+    for assignment in FAST[3::2]:
+        field, _, text = assignment.partition("=")
+        section, _, name = field.partition(".")
+        if section != "gate":
+            sections.setdefault(section, []).append(f"{name} = {text}")
+    changes = ", ".join(f"{section} = {{ {', '.join(fields)} }}" for section, fields in sections.items())
+    path = tmp_path / "small.toml"
+    path.write_text(
+        f'schema = 1\nprotocol = "{PROTOCOL}"\nseeds = [0, 1]\n'
+        f'[variants.full]\npreset = "lacu-iconworld"\nchanges = {{ {changes} }}\n'
+        f'[variants.other]\npreset = "lacu-iconworld"\nchanges = {{ {changes} }}\n'
+    )
+    expunge("bench", path, "--only", "full", "--seed", "0", "--work", tmp_path / "work")
+    result = tmp_path / "small" / "full-0.json"
+    assert [p.name for p in (tmp_path / "small").iterdir()] == [result.name]
+    assert len(files.read_json(result)["steps"]) == 3
+    assert not list((tmp_path / "work" / "small").iterdir())
+    before = result.stat().st_mtime_ns
+    assert "full" in expunge("bench", path, "--only", "full", "--seed", "0", "--work", tmp_path / "work")
+    assert result.stat().st_mtime_ns == before
+    expunge("bench", path, "--only", "fulll", "--seed", "0", "--work", tmp_path / "work", code=2)
