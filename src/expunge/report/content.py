@@ -162,7 +162,7 @@ _MAIN = {
 _MORE = {
     "ua_recognisable": _share("UA, recognisable", "of forget prompts: the concept does not show, yet some thing does"),
     "harmonic_mean": _share("Harmonic mean", "of UA, IRA and CRA"),
-    "collapsed": _share("Collapsed", "blank pictures"),
+    "collapsed": _share("Collapsed", "pictures of one colour, or of nothing but noise"),
     "image_drift": _Metric("Image drift", "root mean squared pixel difference from the base model, pixels from 0 to 1",
                            wording.number, wording.number_interval),
     "weight_drift": _Metric("Weight drift", "change of the denoiser's weights, relative to their norm",
@@ -177,7 +177,7 @@ def _metric_rows(kinds: Mapping[str, _Metric], record: StepRecord) -> tuple[Metr
     rows = []
     for field, kind in kinds.items():
         value: Value | None = getattr(record.metrics, field)
-        n = f"{value.n:,}" if wording.known(value) and value else ""
+        n = wording.counted(value) if wording.known(value) and value else ""
         rows.append(MetricRow(kind.name, kind.meaning, kind.value(value), kind.interval(value), n))
     return tuple(rows)
 
@@ -518,7 +518,7 @@ class _Gathering:
         if table is None:
             return None
         forget = table[(table["role"] == "forget") & table["concept"].isin(self.summary.concepts)]
-        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone")
+        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone", missing=False)
 
     def _losses(self, records: Sequence[StepRecord]) -> tuple[Chart, ...]:
         logs = {
