@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from expunge.backbones import Backbone
 from expunge.evaluation.collapse import collapse
 from expunge.evaluation.judge import Judge
+from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
 
 Images = dict[str, np.ndarray]
@@ -48,9 +49,8 @@ def evaluate(
     images: Images = {}
     for batch in batches(rows, sampler.batch_size):
         pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler)
-        pixels = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
         answers = judge.judge(pictures, [r.question for r in batch])
-        for row, picture, answer in zip(batch, pixels, answers, strict=True):
+        for row, picture, answer in zip(batch, pixels(pictures), answers, strict=True):
             images[row.id] = picture
             table[row.id] = {
                 "row": row.id,

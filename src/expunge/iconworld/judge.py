@@ -10,8 +10,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Answer, Question, Seen
 
+SIDE = 64
+"""Pixels a side of the pictures that it was trained on."""
 CONFIDENT = 0.5
 """Probability of the likeliest thing from which on a picture counts as recognisable."""
 
@@ -52,6 +55,24 @@ class IconworldJudge:
         self._values = {"thing": list(things), "style": list(styles)}
         self._network = JudgeNetwork(len(things), len(styles)).eval()
         self._network.load_state_dict(load_file(weights))
+
+    def check(self, questions: Sequence[Question], size: tuple[int, int]) -> None:
+        if size != (SIDE, SIDE):
+            raise ExpungeError(
+                f"The judge {self.name} knows pictures of {SIDE} x {SIDE} pixels, and the model paints {size[1]} x "
+                f"{size[0]}. Name another judge in the protocol (docs/judges.md)."
+            )
+        for question in questions:
+            if question.slot not in self._values:
+                raise ExpungeError(
+                    f"The judge {self.name} cannot see the {question.slot} {question.name!r}; it sees "
+                    f"{' and '.join(self._values)}. Name another judge in the protocol (docs/judges.md)."
+                )
+            if question.name not in self._values[question.slot]:
+                raise ExpungeError(
+                    f"The judge {self.name} does not know the {question.slot} {question.name!r}. "
+                    f"{nearest(question.name, self._values[question.slot])}"
+                )
 
     @torch.no_grad()
     def judge(self, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
