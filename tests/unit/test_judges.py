@@ -66,7 +66,10 @@ def test_clip_probabilities_are_those_of_its_features(clip: str) -> None:
     with torch.no_grad():
         image = model.get_image_features(**processor(images=to_pixels(grey), return_tensors="pt")).pooler_output[0]
         options = [
-            [F.normalize(model.get_text_features(**tokenizer(t, return_tensors="pt")).pooler_output[0], dim=0) for t in o]
+            [
+                F.normalize(model.get_text_features(**tokenizer(t, return_tensors="pt")).pooler_output[0], dim=0)
+                for t in o
+            ]
             for o in (
                 ["a picture of an apple", "a picture of a red apple"],
                 ["a picture of a golf ball"],
@@ -106,8 +109,10 @@ def test_clip_checks_the_rest_of_the_scene(clip: str) -> None:
 def test_clip_refuses_a_concept_that_it_has_nothing_to_compare_with(clip: str) -> None:
     judge = ClipJudge(clip)
     judge.check([PLAIN, PAINTED], (16, 16))
-    with pytest.raises(ExpungeError, match="CLIP cannot judge 'apple'.*Name confusables"):
-        judge.check([Question("apple", "thing", {"thing": "apple"}, {"thing": Subject(Concept(name="apple"))})], (16, 16))
+    with pytest.raises(ExpungeError, match=r"CLIP cannot judge 'apple'.*Name confusables"):
+        judge.check(
+            [Question("apple", "thing", {"thing": "apple"}, {"thing": Subject(Concept(name="apple"))})], (16, 16)
+        )
 
 
 # -- vision-language --------------------------------------------------------------------------------------------------------
@@ -151,6 +156,18 @@ def test_an_answer_that_is_no_yes_and_no_no_is_unknown(tmp_path: Path, reply: st
     assert (answer.shown, answer.recognisable, answer.seen["thing"].value) == (None, False, UNSURE)
 
 
+def test_the_prompt_has_a_place_for_each_patch_and_says_where_they_are(tmp_path: Path) -> None:
+    """A shorter prompt in the same batch is padded on the left. Picture places have the type 1, which sets their positions."""
+    judge = taught(tmp_path, (RED, ASKED, "yes"))
+    inputs = judge._inputs([to_pixels(RED)] * 2, [ASKED, STYLED])
+    place = judge._tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert (inputs["input_ids"] == place).sum(1).tolist() == [4, 4]
+    assert torch.equal(inputs["mm_token_type_ids"] == 1, inputs["input_ids"] == place)
+    assert inputs["attention_mask"][:, -1].tolist() == [1, 1]
+    assert inputs["attention_mask"][:, 0].tolist() == [1, 0]
+    assert inputs["pixel_values"].shape == (2 * 16, 3 * 2 * 14 * 14)
+
+
 def test_strict_reading() -> None:
     assert [parse(r) for r in ("yes", "Yes.", " NO\n", "**no**", '"yes"')] == [True, True, False, False, True]
     unreadable = ("", "yes, it does", "not", "nope", "yes no", "\ufffd", "I cannot tell", "eyes")
@@ -164,9 +181,9 @@ def test_a_judge_is_found_by_name(clip: str, tmp_path: Path) -> None:
     own = {"iconworld": iconworld.judge}
     assert find_judge("iconworld", own).name.startswith("iconworld")
     assert find_judge(f"clip:{clip}", own).name == f"clip:{clip}"
-    with pytest.raises(ExpungeError, match="There is no judge 'iconwrld'. Did you mean iconworld"):
+    with pytest.raises(ExpungeError, match=r"There is no judge 'iconwrld'\. Did you mean iconworld"):
         find_judge("iconwrld", own)
-    with pytest.raises(ExpungeError, match="names no model. Write clip:MODEL"):
+    with pytest.raises(ExpungeError, match=r"names no model\. Write clip:MODEL"):
         find_judge("clip", own)
     with pytest.raises(ExpungeError, match="is no folder, and no hub id"):
         find_judge(f"clip:{tmp_path / 'nowhere'}", own)
@@ -198,7 +215,7 @@ def test_a_judge_that_knows_the_rows_lets_them_pass_and_says_what_it_does_not_kn
         judge.check(questions, (64, 64))
     with pytest.raises(ExpungeError, match="knows pictures of 64 x 64 pixels"):
         iconworld.judge().check(questions, (512, 512))
-    with pytest.raises(ExpungeError, match="does not know the thing 'foxx'. Did you mean fox"):
+    with pytest.raises(ExpungeError, match=r"does not know the thing 'foxx'\. Did you mean fox"):
         iconworld.judge().check([Question("foxx", "thing", {"thing": "foxx"})], (64, 64))
     with pytest.raises(ExpungeError, match="cannot see the mood 'gloomy'"):
         iconworld.judge().check([Question("gloomy", "mood", {"mood": "gloomy"})], (64, 64))

@@ -8,6 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from expunge.evaluation import Value, metrics
+from expunge.stream.summary import measure
 
 
 def table(rows: list[tuple[str, str, str, bool | None, str]]) -> pd.DataFrame:
@@ -65,6 +66,22 @@ def test_an_unknown_picture_never_makes_the_difference_look_better() -> None:
     value = metrics.difference(after, before, "shown", missing=False)
     assert value is not None
     assert (value.value, value.n, value.unknown) == (-0.5, 2, 1)
+
+
+def test_a_steps_metrics_say_how_many_pictures_were_unknown() -> None:
+    answers = [
+        ("forget", "fox", "thing=fox", [False, False, None]),
+        ("neighbour", "wolf", "thing=wolf", [True, True, True]),
+    ]
+    answers += [("other", "bus", "thing=bus", [True, None, None])]
+    rows = [(role, name, f"{name} {i}", s, asked) for role, name, asked, shown in answers for i, s in enumerate(shown)]
+    after = table(rows).assign(recognisable=True, context=True, collapsed=False).astype({"recognisable": "boolean"})
+    result = measure(after.assign(shown=True), after, ["fox"], ["fox"], {"image_drift": None, "weight_drift": None})
+    values = (result.ua, result.ua_recognisable, result.ira, result.cra, result.cra_difference)
+    found = [(round(v.value, 3), v.n, v.unknown) for v in values if v]
+    assert found == [(0.667, 3, 1), (0.667, 3, 1), (1.0, 3, 0), (0.333, 3, 2), (-0.667, 3, 2)]
+    assert result.harmonic_mean is not None
+    assert (result.harmonic_mean.value, result.harmonic_mean.unknown) == (pytest.approx(3 / (1.5 + 1 + 3)), 3)
 
 
 def test_where_every_answer_is_unknown_nothing_was_measured() -> None:

@@ -89,7 +89,9 @@ def picture_size(folder: Path) -> tuple[int, int]:
         height, width = (side, side) if isinstance(side, int) else side
         scale = 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1)
     except (KeyError, TypeError, ValueError) as error:
-        raise ExpungeError(f"The configuration in {folder} does not give the size of its pictures ({error}).") from error
+        raise ExpungeError(
+            f"The configuration in {folder} does not give the size of its pictures ({error})."
+        ) from error
     return height * scale, width * scale
 
 

@@ -59,9 +59,9 @@ def clustered(
     """A statistic of the means of column `x` of each table, with a percentile bootstrap clustered by prompt.
 
     Each table has the columns `prompt` and `x`. Missing values are left out, or count as `missing` if that is given and
-    not all are missing. Prompts are drawn with replacement within each table. `statistic` maps the tables' means (arrays of any equal length) to the statistic, which lies in
-    [lowest, highest]. Where all prompts agree, resampling shows no spread at all; the interval is then as wide as
-    Wilson's for a share that was never seen in that many prompts.
+    not all are missing. Prompts are drawn with replacement within each table. `statistic` maps the tables' means (arrays
+    of any equal length) to the statistic, which lies in [lowest, highest]. Where all prompts agree, resampling shows no
+    spread at all; the interval is then as wide as Wilson's for a share that was never seen in that many prompts.
     """
     rng = np.random.default_rng(0)
     points, draws, prompts, n, unknown = [], [], [], 0, 0
@@ -94,9 +94,7 @@ def mean(table: pd.DataFrame, column: str, missing: bool | None = None) -> Value
     return clustered([table[["prompt"]].assign(x=table[column])], lambda means: means[0], missing=missing)
 
 
-def difference(
-    after: pd.DataFrame, before: pd.DataFrame, column: str, missing: bool | None = None
-) -> Value | None:
+def difference(after: pd.DataFrame, before: pd.DataFrame, column: str, missing: bool | None = None) -> Value | None:
     """Mean of (after - before) over the rows that both tables have, paired by `row` and bootstrapped by prompt.
 
     A pair that misses a value is left out, but one that misses only the value after counts it as `missing` if that is

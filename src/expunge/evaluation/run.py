@@ -74,5 +74,5 @@ def evaluate(
         progress(len(table), len(rows))
     frame = pd.DataFrame([table[row.id] for row in rows])
     kinds = {c: "boolean" for c in ("shown", "recognisable", "context")}
-    kinds |= {c: "float64" for c in frame if c.endswith("confidence")}  # a judge may have none for any row
+    kinds |= {c: "float64" for c in map(str, frame) if c.endswith("confidence")}  # a judge may have none for any row
     return frame.astype(kinds), images

@@ -87,7 +87,7 @@ class IconworldJudge:
         return Answer(
             shown=seen[question.slot].value == question.name if known else None,
             confidence=self._probability(probabilities, question) if known else None,
-            recognisable=seen["thing"].confidence >= CONFIDENT,
+            recognisable=float(probabilities["thing"].max()) >= CONFIDENT,
             context=all(seen[slot].value == question.scene[slot] for slot in others) if others else None,
             seen=seen,
         )

@@ -438,7 +438,7 @@ class _Gathering:
             ]
             if self.names.private(concept) or not rows:
                 continue
-            worst = max(rows, key=lambda key: (final.has(key), final.confidence(key)))
+            worst = max(rows, key=lambda key: (final.has(key), final.shown(key) is True, final.confidence(key)))
             own = self.turn[concept]
             albums = [
                 ("base model", self.base),
@@ -446,7 +446,9 @@ class _Gathering:
                 (f"after step {last.index}", final),
             ]
             value = self._matrix_value(concept, last.index)
-            shows = f"now shows in {round((1 - value.value) * value.n)} of {value.n}" if value else wording.UNMEASURED
+            shows = (
+                f"now shows in {wording.showing(value)} of {wording.counted(value)}" if value else wording.UNMEASURED
+            )
             heading = f"{self.names.label(concept)}: forgotten at step {own}, {shows}"
             prompt = str(final.rows[worst]["prompt"])
             columns.append(column(worst, albums, wanted=False, caption=prompt, heading=heading))
@@ -479,8 +481,10 @@ class _Gathering:
             kind, when = "before", "before its turn"
         else:
             kind, when = "after", "forgotten earlier"
+        unknown = f", {value.unknown} of them unknown" if value.unknown else ""
         title = (
-            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}, {when}"
+            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}{unknown}, "
+            f"{when}"
         )
         colour = "good" if value.value >= 0.5 else "bad"
         strength = round(0.08 + 0.5 * abs(value.value - 0.5) * 2, 3)

@@ -97,6 +97,11 @@ def counted(value: Value) -> str:
     return f"{value.n:,}" + (f" ({value.unknown:,} unknown)" if value.unknown else "")
 
 
+def showing(ua: Value) -> int:
+    """In how many of the pictures behind an unlearning accuracy the concept shows; the unknown ones are not among them."""
+    return round((1 - ua.value) * ua.n) - ua.unknown
+
+
 # -- the verdict ----------------------------------------------------------------------------------------------------------
 
 
@@ -132,10 +137,10 @@ def _forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
     measured = [(label, value) for label, value in forgotten if known(value)]
     if not measured:
         return "whether the concepts still show was not measured"
-    shows = {label: round((1 - v.value) * v.n) - v.unknown for label, v in measured if v}
+    shows = {label: showing(v) for label, v in measured if v}
     n = sum(v.n for _, v in measured if v)
     unknown = sum(v.unknown for _, v in measured if v)
-    missing = f", of {unknown} the judge could not tell" if unknown else ""
+    missing = f" (of {unknown} the judge could not tell)" if unknown else ""
     missing += f", {len(forgotten) - len(measured)} not measured" if len(measured) < len(forgotten) else ""
     if not any(shows.values()):
         what = "the forgotten concept does not show" if len(forgotten) == 1 else "no forgotten concept shows"

@@ -36,7 +36,7 @@ def locate(source: str, model_type: str, what: str) -> Path:
         if folder.is_absolute() or source.startswith(".") or source.count("/") != 1:
             raise ExpungeError(f"The judge's model {source!r} is no folder, and no hub id (owner/name) either.")
         try:
-            folder = Path(snapshot_download(source, allow_patterns=_FILES))
+            folder = Path(snapshot_download(source, allow_patterns=list(_FILES)))
         except (OSError, ValueError) as error:
             raise ExpungeError(
                 f"There is no folder {source!r}, and the hub did not give a model of that id ({error}). "
@@ -72,7 +72,9 @@ def load(cls: Any, folder: Path, dtype: torch.dtype | str) -> Any:
             folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ExpungeError(f"The judge in {folder} cannot be loaded ({error}). Is every file there, and whole?") from error
+        raise ExpungeError(
+            f"The judge in {folder} cannot be loaded ({error}). Is every file there, and whole?"
+        ) from error
     if missing := info["missing_keys"]:  # Transformers fills these with random weights, and goes on.
         raise ExpungeError(f"The judge in {folder} lacks {len(missing)} tensors, {min(missing)} among them.")
     return model.eval().requires_grad_(False).to(PartialState().device)

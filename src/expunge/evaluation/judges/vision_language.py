@@ -79,19 +79,17 @@ class VisionLanguageJudge:
         for start in range(0, len(texts), BATCH):
             part = slice(start, start + BATCH)
             inputs = self._inputs(pictures[part], texts[part])
-            tokens = self._model.generate(**inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False)
-            replies += self._tokenizer.batch_decode(
-                tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            tokens = self._model.generate(
+                **inputs, max_new_tokens=ANSWER_TOKENS, do_sample=False, repetition_penalty=1.0
             )
+            replies += self._tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return replies
 
     def _inputs(self, pictures: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, Tensor]:
         """The prompts as the model reads them, padded on the left."""
         seen = self._processor(images=list(pictures), return_tensors="pt")
         patches = seen["image_grid_thw"].prod(1) // self._processor.merge_size**2
-        prompts = [
-            self._prompt(text).replace(PLACE, PLACE * int(n)) for text, n in zip(texts, patches, strict=True)
-        ]
+        prompts = [self._prompt(text).replace(PLACE, PLACE * int(n)) for text, n in zip(texts, patches, strict=True)]
         tokens = self._tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
         place = self._tokenizer.convert_tokens_to_ids(PLACE)
         inputs = {**tokens, **seen, "mm_token_type_ids": (tokens["input_ids"] == place).int()}
