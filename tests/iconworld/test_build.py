@@ -15,7 +15,7 @@ from torch import Tensor
 
 from expunge import files
 from expunge.errors import ExpungeError, Interrupted
-from expunge.evaluation import Question
+from expunge.evaluation import UNSURE, Question
 from expunge.iconworld import classifier
 from expunge.iconworld.build import autoencoder, denoiser, draw, judge, loop, stock, tokenizer
 
@@ -87,8 +87,8 @@ def test_the_judge_is_unsure_of_what_it_does_not_know(tmp_path: Path) -> None:
     classifier.save(tmp_path / "judge.safetensors", classifier.Classifier({"thing": 3, "style": 2}), heads)
     watcher = classifier.CalibratedJudge(tmp_path / "judge.safetensors")
     answer = watcher.judge(torch.rand(1, 3, 64, 64), [Question("fox", "thing", {"thing": "fox", "style": "neon"})])[0]
-    assert answer.seen["thing"].value == classifier.UNSURE
-    assert answer.shown is False
+    assert answer.seen["thing"].value == UNSURE
+    assert answer.shown is None
     assert answer.recognisable is False
     assert answer.seen["style"].value in ("plain", "neon")
     assert watcher.judge(torch.rand(1, 3, 64, 64), [Question("red", "colour", {})])[0].shown is None

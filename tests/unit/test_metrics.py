@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import binomtest
 
 from expunge.evaluation import Value, metrics
-from expunge.evaluation.run import collapsed
+from expunge.stream.summary import measure
 
 
 def table(rows: list[tuple[str, str, str, bool | None, str]]) -> pd.DataFrame:
@@ -36,14 +36,59 @@ def test_nothing_measured_is_none_and_not_zero() -> None:
     assert metrics.unlearning_accuracy(empty, "fox") is None
 
 
-def test_unlearning_accuracy_counts_what_is_gone_and_leaves_unknowns_out() -> None:
+def test_an_unknown_picture_counts_as_not_forgotten() -> None:
     frame = table(
         [("forget", "fox", f"p{i}", shown, "thing=fox") for i, shown in enumerate([True, False, False, False, None])]
         + [("forget", "cat", "p", True, "thing=cat"), ("neighbour", "fox", "p", True, "thing=fox")]
     )
     value = metrics.unlearning_accuracy(frame, "fox")
     assert value is not None
-    assert (value.value, value.n) == (0.75, 4)
+    assert (value.value, value.n, value.unknown) == (0.6, 5, 1)
+    # The control: without the unknown one, three of four.
+    known = metrics.unlearning_accuracy(frame.dropna(subset=["shown"]), "fox")
+    assert known is not None
+    assert (known.value, known.n, known.unknown) == (0.75, 4, 0)
+
+
+def test_an_unknown_picture_counts_as_not_retained() -> None:
+    frame = table([("other", "bus", f"p{i}", shown, "thing=bus") for i, shown in enumerate([True, True, None, None])])
+    strict, lenient = metrics.mean(frame, "shown", missing=False), metrics.mean(frame, "shown")
+    assert strict is not None
+    assert lenient is not None
+    assert (strict.value, strict.n, strict.unknown) == (0.5, 4, 2)
+    assert (lenient.value, lenient.n, lenient.unknown) == (1.0, 2, 0)
+
+
+def test_an_unknown_picture_never_makes_the_difference_look_better() -> None:
+    """Unknown after: the concept is lost there. Unknown before: nobody can say what changed, so the pair is left out."""
+    before = table([("other", "bus", f"p{i}", s, "thing=bus") for i, s in enumerate([True, True, None, None])])
+    after = table([("other", "bus", f"p{i}", s, "thing=bus") for i, s in enumerate([True, None, True, None])])
+    value = metrics.difference(after, before, "shown", missing=False)
+    assert value is not None
+    assert (value.value, value.n, value.unknown) == (-0.5, 2, 1)
+
+
+def test_a_steps_metrics_say_how_many_pictures_were_unknown() -> None:
+    answers = [
+        ("forget", "fox", "thing=fox", [False, False, None]),
+        ("neighbour", "wolf", "thing=wolf", [True, True, True]),
+    ]
+    answers += [("other", "bus", "thing=bus", [True, None, None])]
+    rows = [(role, name, f"{name} {i}", s, asked) for role, name, asked, shown in answers for i, s in enumerate(shown)]
+    after = table(rows).assign(recognisable=True, context=True, collapsed=False).astype({"recognisable": "boolean"})
+    result = measure(after.assign(shown=True), after, ["fox"], ["fox"], {"image_drift": None, "weight_drift": None})
+    values = (result.ua, result.ua_recognisable, result.ira, result.cra, result.cra_difference)
+    found = [(round(v.value, 3), v.n, v.unknown) for v in values if v]
+    assert found == [(0.667, 3, 1), (0.667, 3, 1), (1.0, 3, 0), (0.333, 3, 2), (-0.667, 3, 2)]
+    assert result.harmonic_mean is not None
+    assert (result.harmonic_mean.value, result.harmonic_mean.unknown) == (pytest.approx(3 / (1.5 + 1 + 3)), 3)
+
+
+def test_where_every_answer_is_unknown_nothing_was_measured() -> None:
+    frame = table([("forget", "fox", f"p{i}", None, "thing=fox") for i in range(3)])
+    assert metrics.unlearning_accuracy(frame, "fox") is None
+    assert metrics.mean(frame, "shown", missing=False) is None
+    assert metrics.difference(frame, frame, "shown", missing=False) is None
 
 
 def test_retention_leaves_out_rows_that_hold_something_asked_to_go() -> None:
@@ -109,10 +154,3 @@ def test_harmonic_mean_is_that_of_the_means() -> None:
     assert value is not None
     assert value.value == pytest.approx(3 / (1 + 2 + 4))
     assert value.low < value.value < value.high
-
-
-def test_a_blank_picture_is_collapsed_and_a_drawing_is_not() -> None:
-    drawing = np.zeros((64, 64, 3), np.uint8)
-    drawing[16:48, 16:48, 0] = 200
-    assert collapsed(np.full((64, 64, 3), 128, np.uint8))
-    assert not collapsed(drawing)

@@ -81,6 +81,29 @@ def load(folder: Path) -> Backbone:
     return backbone
 
 
+def picture_size(folder: Path) -> tuple[int, int]:
+    """(height, width) in pixels of the pictures that the pipeline paints at its own size. Reads no weights."""
+    denoiser = _config(folder / backbone_class(folder).denoiser_name)
+    try:
+        side = denoiser["sample_size"]
+        height, width = (side, side) if isinstance(side, int) else side
+        scale = 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ExpungeError(
+            f"The configuration in {folder} does not give the size of its pictures ({error})."
+        ) from error
+    return height * scale, width * scale
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ExpungeError(f"{path} cannot be read as JSON ({error}). Is the model whole?") from error
+    return config
+
+
 def _index(folder: Path) -> dict[str, Any]:
     """What `folder`/model_index.json says."""
     path = folder / "model_index.json"
@@ -147,6 +170,7 @@ __all__ = [
     "load",
     "locate",
     "model_digest",
+    "picture_size",
     "replace_denoiser",
     "stored_denoiser",
 ]

@@ -1,12 +1,15 @@
 """Protocols, judges, judgements, metrics."""
 
-from expunge.evaluation.judge import Answer, Judge, Question, Seen
+from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen, Subject
+from expunge.evaluation.judges import ClipJudge, VisionLanguageJudge, find_judge
 from expunge.evaluation.metrics import Value
 from expunge.evaluation.protocol import Protocol, Row, SamplerConfig, forget_rows, retention_rows
 from expunge.evaluation.run import Images, evaluate, paint
 
 __all__ = [
+    "UNSURE",
     "Answer",
+    "ClipJudge",
     "Images",
     "Judge",
     "Protocol",
@@ -14,8 +17,11 @@ __all__ = [
     "Row",
     "SamplerConfig",
     "Seen",
+    "Subject",
     "Value",
+    "VisionLanguageJudge",
     "evaluate",
+    "find_judge",
     "forget_rows",
     "paint",
     "retention_rows",

@@ -1,5 +1,9 @@
 """Metrics as pure functions over the judgement table. A metric that cannot be measured is None, never 0.
 
+A picture of which the judge could not tell whether it shows the concept counts against the model, whichever way it is
+asked (`missing=False`): it is not forgotten, and not retained. Left out, a model that paints riddles would look better
+than it is. `Value.unknown` says how many there were; where every answer is unknown, nothing was measured.
+
 Counts of one concept carry Wilson intervals; means over many prompts are bootstrapped by prompt, because pictures of one
 prompt are not independent; differences from the base model are paired by row and bootstrapped the same way.
 """
@@ -18,23 +22,31 @@ _LEVEL = 0.95
 
 
 class Value(BaseModel):
-    """A measured value with its 95 % interval and the number of pictures behind it."""
+    """A measured value with its 95 % interval and the number of pictures behind it.
+
+    Attributes:
+        unknown: how many of the `n` pictures the judge could not tell, and which therefore count against the model.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     value: float
     low: float
     high: float
     n: int
+    unknown: int = 0
 
 
-def wilson(successes: int, n: int) -> Value | None:
-    """Share of successes with Wilson's score interval. Source: Wilson (1927), JASA 22:209-212."""
-    if n == 0:
+def wilson(successes: int, n: int, unknown: int = 0) -> Value | None:
+    """Share of successes with Wilson's score interval; `unknown` of the n are no successes because nobody could tell.
+
+    Source: Wilson (1927), JASA 22:209-212.
+    """
+    if n == unknown:
         return None
     z, p = 1.959963984540054, successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Value(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n)
+    return Value(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n, unknown=unknown)
 
 
 def clustered(
@@ -42,20 +54,24 @@ def clustered(
     statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
     lowest: float = 0.0,
     highest: float = 1.0,
+    missing: bool | None = None,
 ) -> Value | None:
     """A statistic of the means of column `x` of each table, with a percentile bootstrap clustered by prompt.
 
-    Each table has the columns `prompt` and `x` (missing values are left out). Prompts are drawn with replacement within
-    each table. `statistic` maps the tables' means (arrays of any equal length) to the statistic, which lies in
-    [lowest, highest]. Where all prompts agree, resampling shows no spread at all; the interval is then as wide as
-    Wilson's for a share that was never seen in that many prompts.
+    Each table has the columns `prompt` and `x`. Missing values are left out, or count as `missing` if that is given and
+    not all are missing. Prompts are drawn with replacement within each table. `statistic` maps the tables' means (arrays
+    of any equal length) to the statistic, which lies in [lowest, highest]. Where all prompts agree, resampling shows no
+    spread at all; the interval is then as wide as Wilson's for a share that was never seen in that many prompts.
     """
     rng = np.random.default_rng(0)
-    points, draws, prompts, n = [], [], [], 0
+    points, draws, prompts, n, unknown = [], [], [], 0, 0
     for table in tables:
         known = table.dropna(subset=["x"])
         if known.empty:
             return None
+        if missing is not None:
+            unknown += len(table) - len(known)
+            known = table.assign(x=table["x"].astype("Float64").fillna(float(missing)))
         groups = known.assign(x=known["x"].astype(float)).groupby("prompt", sort=True)["x"].agg(["sum", "count"])
         sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
         picks = rng.integers(len(groups), size=(_DRAWS, len(groups)))
@@ -70,30 +86,41 @@ def clustered(
         unseen = wilson(0, min(prompts))
         assert unseen is not None
         low, high = max(lowest, point - unseen.high), min(highest, point + unseen.high)
-    return Value(value=point, low=low, high=high, n=n)
+    return Value(value=point, low=low, high=high, n=n, unknown=unknown)
 
 
-def mean(table: pd.DataFrame, column: str) -> Value | None:
-    """Mean of a column, bootstrapped by prompt."""
-    return clustered([table[["prompt"]].assign(x=table[column])], lambda means: means[0])
+def mean(table: pd.DataFrame, column: str, missing: bool | None = None) -> Value | None:
+    """Mean of a column, bootstrapped by prompt; missing values are left out, or count as `missing`."""
+    return clustered([table[["prompt"]].assign(x=table[column])], lambda means: means[0], missing=missing)
 
 
-def difference(after: pd.DataFrame, before: pd.DataFrame, column: str) -> Value | None:
-    """Mean of (after - before) over the rows that both tables have, paired by `row` and bootstrapped by prompt."""
+def difference(after: pd.DataFrame, before: pd.DataFrame, column: str, missing: bool | None = None) -> Value | None:
+    """Mean of (after - before) over the rows that both tables have, paired by `row` and bootstrapped by prompt.
+
+    A pair that misses a value is left out, but one that misses only the value after counts it as `missing` if that is
+    given.
+    """
     pair = after.merge(before, on=["row", "prompt"], suffixes=("_after", "_before"))
-    x = pair[f"{column}_after"].astype("Float64") - pair[f"{column}_before"].astype("Float64")
-    return clustered([pair[["prompt"]].assign(x=x)], lambda means: means[0], lowest=-1.0)
+    now, then = (pair[f"{column}_{side}"].astype("Float64") for side in ("after", "before"))
+    unknown = 0
+    if missing is not None and now.notna().any():
+        unknown = int((now.isna() & then.notna()).sum())
+        now = now.fillna(float(missing))
+    value = clustered([pair[["prompt"]].assign(x=now - then)], lambda means: means[0], lowest=-1.0)
+    return value and value.model_copy(update={"unknown": unknown})
 
 
 def unlearning_accuracy(table: pd.DataFrame, concept: str) -> Value | None:
-    """UA of one concept: share of its forget-prompt pictures that the judge says do not show it (unknowns left out)."""
-    shown = table.loc[(table["role"] == "forget") & (table["concept"] == concept), "shown"].dropna()
-    return wilson(int((~shown.astype(bool)).sum()), len(shown))
+    """UA of one concept: share of its forget-prompt pictures of which the judge says that they do not show it."""
+    shown = table.loc[(table["role"] == "forget") & (table["concept"] == concept), "shown"]
+    return wilson(int((~shown.dropna().astype(bool)).sum()), len(shown), int(shown.isna().sum()))
 
 
-def harmonic_mean(parts: Sequence[pd.DataFrame]) -> Value | None:
+def harmonic_mean(parts: Sequence[pd.DataFrame], missing: bool | None = None) -> Value | None:
     """Harmonic mean of the means of column `x` of the tables (UA, IRA, CRA)."""
-    return clustered(parts, lambda means: len(means) / np.sum([1 / np.maximum(m, 1e-12) for m in means], axis=0))
+    return clustered(
+        parts, lambda means: len(means) / np.sum([1 / np.maximum(m, 1e-12) for m in means], axis=0), missing=missing
+    )
 
 
 def of_roles(table: pd.DataFrame, forgotten: Sequence[str], free_of: Sequence[str]) -> dict[str, pd.DataFrame]:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expunge import seeds
-from expunge.concepts import Concept
+from expunge.concepts import Concept, words
 from expunge.errors import ExpungeError
+from expunge.evaluation.judge import Question, Subject
 from expunge.prompts import PromptSource
 
 Role = Literal["forget", "neighbour", "other"]
@@ -56,7 +58,7 @@ class Protocol(_Strict):
 
     Attributes:
         model: name of the model that it measures: a built-in, a hub id, or the name of the pipeline's folder.
-        judge: who judges its pictures.
+        judge: who judges its pictures: "iconworld", "clip:MODEL" or "vl:MODEL" (docs/judges.md).
         requests: the sequence of requests that the protocol is made for, each a list of concepts.
         neighbours: {concept of the requests: its neighbours}.
         others: concepts that measure the rest (CRA).
@@ -126,6 +128,12 @@ class Row:
     prompt: str
     scene: Mapping[str, str]
     seed: int
+    subjects: Mapping[str, Subject] = field(default_factory=dict)
+
+    @property
+    def question(self) -> Question:
+        """What the judge is asked about the row's picture."""
+        return Question(self.concept, self.slot, self.scene, self.subjects)
 
 
 def retention_rows(protocol: Protocol, source: PromptSource) -> list[Row]:
@@ -158,6 +166,7 @@ def _rows(
 ) -> list[Row]:
     """`final` rows in all, spread evenly over `names`; the first ones of each, `between` in all, are of level "between"."""
     avoid = frozenset(n for request in protocol.requests for n in request)
+    subject = cache(lambda value: _subject(protocol, source, value))
     rows = []
     for place, name in enumerate(names):
         count, early = (len(range(place, n, len(names))) for n in (final, between))
@@ -181,6 +190,18 @@ def _rows(
                     prompt=scene.prompt,
                     scene=scene.scene,
                     seed=seeds.derive(protocol.seed, row) % 2**32,
+                    subjects={s: subject(value) for s, value in scene.scene.items()},
                 )
             )
     return rows
+
+
+def _subject(protocol: Protocol, source: PromptSource, name: str) -> Subject:
+    """The concept `name` in words. What the protocol calls its neighbours must not count as it either."""
+    concept = source.concept(name)
+    group = protocol.neighbours.get(name)
+    near = [*concept.confusables, *((*group.held_out, *group.replayed) if group else ())]
+    own = [words(n) for n in concept.names]
+    alternatives = tuple(n for n in dict.fromkeys([*near, *source.related(concept)]) if words(n) not in own)
+    confusables = tuple(n for n in alternatives if n in near)
+    return Subject(concept.model_copy(update={"confusables": confusables}), alternatives)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from expunge.backbones import Backbone
-from expunge.evaluation.judge import Judge, Question
+from expunge.evaluation.collapse import collapse
+from expunge.evaluation.judge import Judge
+from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
 
 Images = dict[str, np.ndarray]
@@ -47,9 +49,8 @@ def evaluate(
     images: Images = {}
     for batch in batches(rows, sampler.batch_size):
         pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler)
-        pixels = (pictures.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).numpy()
-        answers = judge.judge(pictures, [Question(r.concept, r.slot, r.scene) for r in batch])
-        for row, picture, answer in zip(batch, pixels, answers, strict=True):
+        answers = judge.judge(pictures, [r.question for r in batch])
+        for row, picture, answer in zip(batch, pixels(pictures), answers, strict=True):
             images[row.id] = picture
             table[row.id] = {
                 "row": row.id,
@@ -65,16 +66,13 @@ def evaluate(
                 "confidence": answer.confidence,
                 "recognisable": answer.recognisable,
                 "context": answer.context,
-                "collapsed": collapsed(picture),
+                "collapsed": collapse(picture) is not None,
                 **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
                 **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
                 "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
             }
         progress(len(table), len(rows))
     frame = pd.DataFrame([table[row.id] for row in rows])
-    return frame.astype({c: "boolean" for c in ("shown", "recognisable", "context")}), images
-
-
-def collapsed(picture: np.ndarray) -> bool:
-    """Whether a picture is blank: its pixels hardly differ (standard deviation under 2 % of the range)."""
-    return bool(picture.reshape(-1, picture.shape[-1]).std(axis=0).max() < 0.02 * 255)
+    kinds = {c: "boolean" for c in ("shown", "recognisable", "context")}
+    kinds |= {c: "float64" for c in map(str, frame) if c.endswith("confidence")}  # a judge may have none for any row
+    return frame.astype(kinds), images

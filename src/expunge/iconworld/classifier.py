@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,10 +17,11 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from expunge import files
-from expunge.evaluation import Answer, Question, Seen
+from expunge.errors import ExpungeError, nearest
+from expunge.evaluation import UNSURE, Answer, Question, Seen
 
-UNSURE = "unsure"
-"""What a head answers below its threshold. An unsure answer shows no concept and is not recognisable."""
+SIDE = 64
+"""Pixels along each side of the pictures that it knows."""
 WIDTHS = (24, 48, 96, 192)
 
 
@@ -64,10 +66,15 @@ def save(path: Path, network: Classifier, heads: Mapping[str, Head]) -> None:
     files.save_tensors(path, tensors, ("heads", json.dumps({slot: asdict(head) for slot, head in heads.items()})))
 
 
-def load(path: Path) -> tuple[Classifier, dict[str, Head]]:
+def heads_of(path: Path) -> dict[str, Head]:
+    """{slot: what its head knows} of a stored judge."""
     with safe_open(path, "pt") as file:
         described = json.loads(file.metadata()["heads"])
-    heads = {slot: Head(**{**h, "values": tuple(h["values"])}) for slot, h in described.items()}
+    return {slot: Head(**{**h, "values": tuple(h["values"])}) for slot, h in described.items()}
+
+
+def load(path: Path) -> tuple[Classifier, dict[str, Head]]:
+    heads = heads_of(path)
     network = Classifier({slot: len(head.values) for slot, head in heads.items()})
     network.load_state_dict({k: t.float() if t.is_floating_point() else t for k, t in files.load_tensors(path).items()})
     return network.eval(), heads
@@ -78,8 +85,29 @@ class CalibratedJudge:
 
     def __init__(self, path: Path) -> None:
         self.name = path.stem
-        self._network, self._heads = load(path)
-        self.slots = tuple(self._heads)
+        self._path, self._heads = path, heads_of(path)
+
+    @cached_property
+    def _network(self) -> Classifier:
+        return load(self._path)[0]
+
+    def check(self, questions: Sequence[Question], size: tuple[int, int]) -> None:
+        if size != (SIDE, SIDE):
+            raise ExpungeError(
+                f"The judge {self.name} knows pictures of {SIDE} x {SIDE} pixels, and the model paints {size[1]} x "
+                f"{size[0]}. Name another judge in the protocol (docs/judges.md)."
+            )
+        for question in questions:
+            if question.slot not in self._heads:
+                raise ExpungeError(
+                    f"The judge {self.name} cannot see the {question.slot} {question.name!r}; it sees "
+                    f"{' and '.join(self._heads)}. Name another judge in the protocol (docs/judges.md)."
+                )
+            if question.name not in self._heads[question.slot].values:
+                raise ExpungeError(
+                    f"The judge {self.name} does not know the {question.slot} {question.name!r}. "
+                    f"{nearest(question.name, self._heads[question.slot].values)}"
+                )
 
     @torch.no_grad()
     def judge(self, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
@@ -91,8 +119,9 @@ class CalibratedJudge:
         seen = {slot: self._seen(slot, p) for slot, p in probabilities.items()}
         others = [slot for slot in question.scene if slot != question.slot and slot in seen]
         known = question.slot in seen
+        answer = seen[question.slot].value if known else UNSURE
         return Answer(
-            shown=seen[question.slot].value == question.name if known else None,
+            shown=None if answer == UNSURE else answer == question.name,
             confidence=float(probabilities[question.slot][self._number(question)]) if known else None,
             recognisable=seen["thing"].value != UNSURE,
             context=all(seen[slot].value == question.scene[slot] for slot in others) if others else None,

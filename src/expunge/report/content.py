@@ -162,7 +162,7 @@ _MAIN = {
 _MORE = {
     "ua_recognisable": _share("UA, recognisable", "of forget prompts: the concept does not show, yet some thing does"),
     "harmonic_mean": _share("Harmonic mean", "of UA, IRA and CRA"),
-    "collapsed": _share("Collapsed", "blank pictures"),
+    "collapsed": _share("Collapsed", "pictures of one colour, or of nothing but noise"),
     "image_drift": _Metric("Image drift", "root mean squared pixel difference from the base model, pixels from 0 to 1",
                            wording.number, wording.number_interval),
     "weight_drift": _Metric("Weight drift", "change of the denoiser's weights, relative to their norm",
@@ -177,7 +177,7 @@ def _metric_rows(kinds: Mapping[str, _Metric], record: StepRecord) -> tuple[Metr
     rows = []
     for field, kind in kinds.items():
         value: Value | None = getattr(record.metrics, field)
-        n = f"{value.n:,}" if wording.known(value) and value else ""
+        n = wording.counted(value) if wording.known(value) and value else ""
         rows.append(MetricRow(kind.name, kind.meaning, kind.value(value), kind.interval(value), n))
     return tuple(rows)
 
@@ -438,7 +438,7 @@ class _Gathering:
             ]
             if self.names.private(concept) or not rows:
                 continue
-            worst = max(rows, key=lambda key: (final.has(key), final.confidence(key)))
+            worst = max(rows, key=lambda key: (final.has(key), final.shown(key) is True, final.confidence(key)))
             own = self.turn[concept]
             albums = [
                 ("base model", self.base),
@@ -446,7 +446,9 @@ class _Gathering:
                 (f"after step {last.index}", final),
             ]
             value = self._matrix_value(concept, last.index)
-            shows = f"now shows in {round((1 - value.value) * value.n)} of {value.n}" if value else wording.UNMEASURED
+            shows = (
+                f"now shows in {wording.showing(value)} of {wording.counted(value)}" if value else wording.UNMEASURED
+            )
             heading = f"{self.names.label(concept)}: forgotten at step {own}, {shows}"
             prompt = str(final.rows[worst]["prompt"])
             columns.append(column(worst, albums, wanted=False, caption=prompt, heading=heading))
@@ -479,8 +481,10 @@ class _Gathering:
             kind, when = "before", "before its turn"
         else:
             kind, when = "after", "forgotten earlier"
+        unknown = f", {value.unknown} of them unknown" if value.unknown else ""
         title = (
-            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}, {when}"
+            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}{unknown}, "
+            f"{when}"
         )
         colour = "good" if value.value >= 0.5 else "bad"
         strength = round(0.08 + 0.5 * abs(value.value - 0.5) * 2, 3)
@@ -518,7 +522,7 @@ class _Gathering:
         if table is None:
             return None
         forget = table[(table["role"] == "forget") & table["concept"].isin(self.summary.concepts)]
-        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone")
+        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone", missing=False)
 
     def _losses(self, records: Sequence[StepRecord]) -> tuple[Chart, ...]:
         logs = {

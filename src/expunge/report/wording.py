@@ -92,6 +92,16 @@ def pictures(n: int) -> str:
     return f"{n} picture" if n == 1 else f"{n} pictures"
 
 
+def counted(value: Value) -> str:
+    """How many pictures are behind a value, and how many of them the judge could not tell."""
+    return f"{value.n:,}" + (f" ({value.unknown:,} unknown)" if value.unknown else "")
+
+
+def showing(ua: Value) -> int:
+    """In how many of the pictures behind an unlearning accuracy the concept shows; the unknown ones are not among them."""
+    return round((1 - ua.value) * ua.n) - ua.unknown
+
+
 # -- the verdict ----------------------------------------------------------------------------------------------------------
 
 
@@ -127,15 +137,17 @@ def _forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
     measured = [(label, value) for label, value in forgotten if known(value)]
     if not measured:
         return "whether the concepts still show was not measured"
-    shows = {label: round((1 - v.value) * v.n) for label, v in measured if v}
+    shows = {label: showing(v) for label, v in measured if v}
     n = sum(v.n for _, v in measured if v)
-    missing = f", {len(forgotten) - len(measured)} not measured" if len(measured) < len(forgotten) else ""
+    unknown = sum(v.unknown for _, v in measured if v)
+    missing = f" (of {unknown} the judge could not tell)" if unknown else ""
+    missing += f", {len(forgotten) - len(measured)} not measured" if len(measured) < len(forgotten) else ""
     if not any(shows.values()):
         what = "the forgotten concept does not show" if len(forgotten) == 1 else "no forgotten concept shows"
         return f"{what} in any of {n} test pictures{missing}"
     total = sum(shows.values())
     if len(forgotten) == 1:
-        return f"the forgotten concept shows in {total} of {n} test pictures"
+        return f"the forgotten concept shows in {total} of {n} test pictures{missing}"
     worst, value = max(measured, key=lambda pair: shows[pair[0]] / pair[1].n if pair[1] else 0.0)
     assert value is not None
     return (

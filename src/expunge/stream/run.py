@@ -17,7 +17,7 @@ from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.engine import compute_dtype
 from expunge.errors import ExpungeError, nearest
-from expunge.evaluation import Judge, Protocol, SamplerConfig, paint
+from expunge.evaluation import Judge, Protocol, SamplerConfig, find_judge, forget_rows, paint, retention_rows
 from expunge.files import load_tensors, write_json, write_text
 from expunge.prompts import PromptSource, Vocabulary
 from expunge.stream.config import RunConfig, preset
@@ -26,6 +26,7 @@ from expunge.stream.step import Progress, ProgressCallback, Workshop, serve
 from expunge.stream.summary import ModelSummary, StepRecord, StepSummary, Summary, summarise_base, unlearning_row
 
 JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
+"""Judges that come with Expunge, beside those that are written PREFIX:MODEL (`expunge.evaluation.judges`)."""
 
 
 class Run:
@@ -76,6 +77,7 @@ class Run:
         asked = [source.concept(n).name for names in requests for n in ([names] if isinstance(names, str) else names)]
         if twice := sorted({name for name in asked if asked.count(name) > 1}):
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
+        _check_judged(_protocol(config), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
         frozen = config.model_copy(update={"model": config.model.model_copy(update={"digest": digest})})
         write_text(directory.config, frozen.to_toml())
@@ -96,6 +98,7 @@ class Run:
         if not names:
             raise ExpungeError("A request names at least one concept.")
         concepts = tuple(dict.fromkeys(self.source.concept(name) for name in names))
+        _check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending:
             requests = self.directory.requests()
             taken = {c.name: r.id for r in requests if self._status(r) != "rejected" for c in r.concepts}
@@ -166,7 +169,7 @@ class Run:
             stored=backbones.stored_denoiser(self._folder),
             source=self.source,
             protocol=self.protocol,
-            judge=JUDGES[self.protocol.judge](),
+            judge=find_judge(self.protocol.judge, JUDGES),
             progress=progress,
         )
 
@@ -296,12 +299,18 @@ def _check(config: RunConfig, folder: Path) -> None:
             f"The protocol {protocol.name} measures the model {protocol.model!r}, not {name!r}. Give a protocol "
             "that names your model (--protocol FILE.toml)."
         )
-    if protocol.judge not in JUDGES:
-        raise ExpungeError(f"There is no judge {protocol.judge!r}. {nearest(protocol.judge, JUDGES)}")
     solvers = ("default", *backbone.solvers)
     for solver in (protocol.sampler.solver, config.replay.solver):
         if solver not in (*solvers, "published"):
             raise ExpungeError(f"{backbone.__name__} has no solver {solver!r}. {nearest(solver, solvers)}")
+
+
+def _check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:
+    """Whether the protocol's judge can answer for every picture that these requests will lead to."""
+    judge = find_judge(protocol.judge, JUDGES)
+    rows = [row for concept in concepts for row in forget_rows(protocol, source, concept)]
+    rows += retention_rows(protocol, source)
+    judge.check([row.question for row in rows], backbones.picture_size(folder))
 
 
 def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float) -> Image.Image:

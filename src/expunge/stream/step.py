@@ -240,14 +240,14 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
 
 
 def _pictured(table: pd.DataFrame) -> list[str]:
-    """Rows whose pictures are kept: a few prompts of each concept, and every one that shows what should be gone."""
+    """Rows whose pictures are kept: a few prompts of each concept, and every one that is not known to be without it."""
     few = (
         table[table["level"] == "between"]
         .drop_duplicates("prompt")
         .groupby(["role", "concept"])
         .head(PICTURES_PER_CONCEPT)
     )
-    back = table[(table["role"] == "forget") & table["shown"].fillna(False)]
+    back = table[(table["role"] == "forget") & table["shown"].fillna(True)]
     return [*few["row"], *back["row"]]
 
 

@@ -143,16 +143,16 @@ def measure(
     )
     everything = pd.concat([parts["forget"], parts["neighbour"], parts["other"]])
     values: dict[str, Value | None] = {
-        "ua": metrics.mean(forget, "gone"),
-        "ua_recognisable": metrics.mean(forget, "gone_recognisable"),
+        "ua": metrics.mean(forget, "gone", missing=False),
+        "ua_recognisable": metrics.mean(forget, "gone_recognisable", missing=False),
         "context": metrics.mean(forget, "context"),
         "recognisable": metrics.mean(everything, "recognisable"),
-        "ira": metrics.mean(parts["neighbour"], "shown"),
-        "ira_unreplayed": metrics.mean(parts["neighbour_unreplayed"], "shown"),
-        "cra": metrics.mean(parts["other"], "shown"),
-        "harmonic_mean": metrics.harmonic_mean([gone, ira, cra]),
-        "ira_difference": metrics.difference(parts["neighbour"], before["neighbour"], "shown"),
-        "cra_difference": metrics.difference(parts["other"], before["other"], "shown"),
+        "ira": metrics.mean(parts["neighbour"], "shown", missing=False),
+        "ira_unreplayed": metrics.mean(parts["neighbour_unreplayed"], "shown", missing=False),
+        "cra": metrics.mean(parts["other"], "shown", missing=False),
+        "harmonic_mean": metrics.harmonic_mean([gone, ira, cra], missing=False),
+        "ira_difference": metrics.difference(parts["neighbour"], before["neighbour"], "shown", missing=False),
+        "cra_difference": metrics.difference(parts["other"], before["other"], "shown", missing=False),
         "kid_judge": None,
         "collapsed": metrics.mean(everything, "collapsed"),
         **drift,
@@ -169,12 +169,15 @@ def unlearning_row(tables: Sequence[pd.DataFrame], concept: str) -> list[Value |
 
 def summarise_base(base: pd.DataFrame, requested: Sequence[str]) -> BaseSummary:
     parts = metrics.of_roles(base, requested, requested)
-    shown = base.dropna(subset=["shown"]).groupby("concept")["shown"].agg(["sum", "count"])
+    shown = base.groupby("concept")["shown"].agg(["sum", "count", "size"])
     return BaseSummary(
-        ira=metrics.mean(parts["neighbour"], "shown"),
-        cra=metrics.mean(parts["other"], "shown"),
+        ira=metrics.mean(parts["neighbour"], "shown", missing=False),
+        cra=metrics.mean(parts["other"], "shown", missing=False),
         context=metrics.mean(parts["forget"], "context"),
-        accuracy={str(name): metrics.wilson(int(row["sum"]), int(row["count"])) for name, row in shown.iterrows()},
+        accuracy={
+            str(name): metrics.wilson(int(row["sum"]), int(row["size"]), int(row["size"] - row["count"]))
+            for name, row in shown.iterrows()
+        },
     )
 
 
