@@ -14,8 +14,8 @@ of ours are off unless asked for:
 - Guidance subtracts the prediction for the empty prompt, and the published losses hold it by the regularization alone.
   `empty` holds it where guidance asks for it: on latents of pictures that must stay.
 - f' are prompts for concepts that earlier steps forgot. Nothing in the published losses keeps these forgotten; `again`
-  re-steers them in every later step. Their mapping prompts g' are chosen anew: score distance finds the former ones by
-  itself, since M(k-1) predicts nearly the same for both, unless these have been forgotten since.
+  re-steers them in every later step. Their mapping prompts g' are chosen anew: score distance mostly finds the former ones
+  by itself, since M(k-1) predicts nearly the same for both, unless these have been forgotten since.
 
 Source: "Distill, Forget, Repeat", arXiv 2512.02657, for the lines that are not marked as ours.
 """
