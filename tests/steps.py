@@ -15,16 +15,12 @@ from expunge.engine import TrainConfig, train
 from expunge.methods import METHODS, StepContext
 from expunge.replay import ReplayConfig
 
+_MAPPING: dict[str, Any] = {"forget_prompts": 4, "mapping_candidates": 2, "mapping_draws": 2, "retain_draws": 2}
+_RETAIN: dict[str, Any] = {"retain": "mixed", "retain_concepts": 3, "retain_prompts": 6}
 SMALL: dict[str, dict[str, Any]] = {
-    "lacu": {
-        "forget_prompts": 4,
-        "mapping_candidates": 2,
-        "mapping_draws": 2,
-        "retain": "mixed",
-        "retain_concepts": 3,
-        "retain_prompts": 6,
-        "retain_draws": 2,
-    }
+    "lacu": {**_MAPPING, **_RETAIN},
+    "dfr": {**_MAPPING, **_RETAIN, "mapping_targets": 2, "lambda_empty": 5.0, "lambda_again": 1.0, "again_prompts": 2},
+    "naive": _MAPPING,
 }
 """{method: a configuration that runs in a second}; every registered method has one."""
 
@@ -53,10 +49,14 @@ def run_step(
     method: str = "lacu",
     seed: int = 0,
     changes: dict[str, Any] | None = None,
+    served: dict[str, Any] | None = None,
     on_step: Any = lambda _: None,
     **train_changes: Any,
 ) -> dict[str, Tensor]:
-    """Train `backbone` from its present weights; the trained weights. `folder` keeps state between calls."""
+    """Train `backbone` from its present weights; the trained weights. `folder` keeps state between calls.
+
+    `changes` are laid over the method's small configuration, `served` over what the step must forget (see `context`).
+    """
     config = TrainConfig.model_validate(
         {
             "steps": 4,
@@ -70,7 +70,7 @@ def run_step(
     )
     cls = METHODS[method]
     built = cls(cls.Config(**{**SMALL[method], **(changes or {})}))
-    step = context(backbone, seed=seed, batch_size=config.batch_size)
+    step = context(backbone, seed=seed, batch_size=config.batch_size, **(served or {}))
     state, _ = built.prepare(step)
     base = {n: p.detach().clone() for n, p in step.teacher.denoiser.named_parameters()}
     train(

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from expunge.backbones import Backbone, Conditioning, Predictor
-from expunge.errors import ExpungeError
 from expunge.prompts import Candidate, ForgetPrompt
 
 
@@ -31,13 +30,12 @@ class Draws:
 
 @dataclass(frozen=True)
 class Choice:
-    """The mapping prompt chosen for a forget prompt, with the distances of all its candidates, in their order."""
+    """A forget prompt with the mapping prompts chosen for it, and, where score distance chose, its candidates' distances."""
 
     id: str
     forget: str
-    mapping: str
-    replacement: str | None
-    distances: tuple[float, ...]
+    mapping: tuple[Candidate, ...]
+    distances: tuple[float, ...] = ()
 
 
 def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) -> Draws:
@@ -75,15 +73,16 @@ def rank(
     return sorted(zip(others, distances, strict=True), key=lambda pair: pair[1])
 
 
-def choose_mapping(predict: Predictor, prompts: Sequence[ForgetPrompt], draws: Draws, batch_size: int) -> list[Choice]:
-    """For each forget prompt the candidate nearest in score distance (the first, where two are equally near)."""
+def choose_mapping(
+    predict: Predictor, prompts: Sequence[ForgetPrompt], draws: Draws, batch_size: int, targets: int = 1
+) -> list[Choice]:
+    """For each forget prompt the `targets` candidates nearest in score distance (the first, where two are equally near)."""
+    encode = predict.backbone.encode
     choices = []
     for prompt in prompts:
-        if not prompt.candidates:
-            raise ExpungeError(f"The forget prompt {prompt.prompt!r} (id {prompt.id}) has no mapping candidate.")
-        encode = predict.backbone.encode
         conditioning = encode([c.prompt for c in prompt.candidates])
         distances = score_distances(predict, encode([prompt.prompt]), conditioning, draws, batch_size)
-        best: Candidate = prompt.candidates[int(distances.argmin())]
-        choices.append(Choice(prompt.id, prompt.prompt, best.prompt, best.replacement, tuple(distances.tolist())))
+        nearest = distances.argsort(stable=True)[:targets].tolist()
+        chosen = tuple(prompt.candidates[i] for i in nearest)
+        choices.append(Choice(prompt.id, prompt.prompt, chosen, tuple(distances.tolist())))
     return choices

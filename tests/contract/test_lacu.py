@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -12,47 +13,88 @@ from expunge import iconworld, seeds
 from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
 from expunge.concepts import Concept, mentions
 from expunge.locality import Draws, choose_mapping, rank, score_distances, scoring_draws
-from expunge.methods import Lacu, LacuConfig, Position
-from expunge.methods.lacu import LacuState, distillation_loss, resteering_loss
+from expunge.methods import Position
+from expunge.methods.lacu import Lacu, LacuConfig
+from expunge.methods.resteering import State, matching_loss
 from expunge.prompts import Candidate, ForgetPrompt
 from expunge.replay import Bank, FreshReplay, ReplayConfig, Sampler, fill_bank
 from steps import SMALL, context
 
 
-def test_the_losses_are_means_of_squares() -> None:
+def test_the_loss_is_a_mean_of_squares() -> None:
     zeros, twos = torch.zeros(2, 4, 3, 3), torch.full((2, 4, 3, 3), 2.0)
     half = torch.cat([zeros[:1], twos[:1]])
-    for loss in (resteering_loss, distillation_loss):
-        assert loss(zeros, zeros) == 0
-        assert loss(zeros, twos) == loss(twos, zeros) == 4
-        assert loss(half, zeros) == 2
+    assert matching_loss(zeros, zeros) == 0
+    assert matching_loss(zeros, twos) == matching_loss(twos, zeros) == 4
+    assert matching_loss(half, zeros) == 2
+
+
+def test_drawing_one_of_several_targets_has_the_gradient_of_their_mean() -> None:
+    targets = torch.randn(5, 1, 4, 3, 3, generator=seeds.generator(0))
+    student = torch.randn(1, 4, 3, 3, generator=seeds.generator(1)).requires_grad_()
+
+    def gradient(target: torch.Tensor) -> torch.Tensor:
+        return torch.autograd.grad(matching_loss(student, target), student)[0]
+
+    drawn = torch.stack([gradient(target) for target in targets])
+    torch.testing.assert_close(drawn.mean(0), gradient(targets.mean(0)))
+    assert not torch.allclose(drawn[0], gradient(targets.mean(0)), rtol=0.1)
 
 
 def test_one_joined_pass_gives_what_separate_passes_give(backbone: Backbone) -> None:
-    method, state, teacher = _prepared(backbone)
+    method, state, teacher = _prepared(backbone, lambda_empty=1.0, lambda_again=1.0, mapping_targets=2)
     student = Predictor(backbone, backbone.denoiser, Evaluations())
     batch = method.batch(state, Position(0), student)
-    forget, retain = batch.forget, batch.retain
+    forget, retain, earlier = (batch[role] for role in ("forget", "retain", "again"))
+    unlearn, again = state.terms["unlearn"], state.terms["again"]
+    empty = backbone.encode([""] * len(retain.t))
     with torch.no_grad():
         joined = method.losses(batch, student, teacher, state)
-        unlearn = resteering_loss(
-            student(forget.latents, forget.t, state.forget[forget.prompts]),
-            teacher(forget.latents, forget.t, state.mapping[forget.prompts]),
-        )
-        preserve = distillation_loss(
-            student(retain.latents, retain.t, state.retain[retain.prompts]),
-            teacher(retain.latents, retain.t, state.retain[retain.prompts]),
-        )
-    torch.testing.assert_close(joined["unlearn"], unlearn)
-    torch.testing.assert_close(joined["preserve"], preserve, atol=1e-9, rtol=1e-4)
-    assert joined["unlearn"] > 0  # the student is still the teacher: what differs is the prompt
-    assert joined["preserve"] < 1e-9
+        by_hand = {
+            "unlearn": matching_loss(
+                student(forget.latents, forget.t, unlearn.told(forget)),
+                teacher(forget.latents, forget.t, unlearn.aimed(forget)),
+            ),
+            "again": matching_loss(
+                student(earlier.latents, earlier.t, again.told(earlier)),
+                teacher(earlier.latents, earlier.t, again.aimed(earlier)),
+            ),
+            "empty": matching_loss(student(retain.latents, retain.t, empty), teacher(retain.latents, retain.t, empty)),
+        }
+    for name in ("unlearn", "again"):  # the student is still the teacher: what differs is the prompt
+        torch.testing.assert_close(joined[name], by_hand[name])
+        assert joined[name] > 0
+    torch.testing.assert_close(joined["empty"], by_hand["empty"], atol=1e-9, rtol=1e-4)
+    assert max(joined["preserve"], joined["empty"]) < 1e-9
+    assert joined.keys() == {"unlearn", "preserve", "empty", "again"}
+
+
+def test_a_row_draws_among_its_own_prompts_targets_evenly(backbone: Backbone) -> None:
+    method, state, teacher = _prepared(backbone, mapping="contextual", mapping_targets=2)
+    term = state.terms["unlearn"]
+    tagged = dataclasses.replace(term, targets=Conditioning({"tag": torch.arange(len(term.targets))}))
+    batches = [method.batch(state, Position(step), teacher)["forget"] for step in range(60)]
+    drawn = torch.cat([tagged.aimed(rows).tensors["tag"] for rows in batches])
+    asked = torch.cat([rows.prompts for rows in batches])
+    assert torch.equal(drawn // 2, asked)
+    assert 0.4 < (drawn % 2).float().mean() < 0.6
+    assert len(set(drawn.tolist())) == 2 * len(term.prompts)
+
+
+def test_a_loss_of_weight_0_costs_nothing_and_is_not_there(backbone: Backbone) -> None:
+    method, state, teacher = _prepared(backbone, lambda_preserve=0.0)
+    assert list(state.replays) == ["forget"]
+    assert (
+        method.weights.keys()
+        == method.losses(method.batch(state, Position(0), teacher), teacher, teacher, state).keys()
+    )
+    assert _prepared(backbone)[2].evaluations.forward > teacher.evaluations.forward
 
 
 def test_times_lie_where_the_configuration_says(backbone: Backbone) -> None:
     method, state, teacher = _prepared(backbone, t_min=100, t_max=300)
     batches = [method.batch(state, Position(step), teacher) for step in range(40)]
-    forget, retain = (torch.cat([getattr(b, role).t for b in batches]) for role in ("forget", "retain"))
+    forget, retain = (torch.cat([b[role].t for b in batches]) for role in ("forget", "retain"))
     low, high = backbone.network_time(torch.tensor([100, 300]))
     assert low <= forget.min() < forget.max() <= high
     low, high = backbone.network_time(torch.tensor([60, 940]))
@@ -64,9 +106,9 @@ def test_processes_draw_different_rows_that_together_are_the_larger_batch(backbo
     joined = method.batch(dataclasses.replace(state, batch_size=4), Position(3), teacher)
     halves = dataclasses.replace(state, batch_size=2)
     parts = [method.batch(halves, Position(3, process=i, processes=2), teacher) for i in range(2)]
-    assert torch.equal(joined.forget.latents, torch.cat([p.forget.latents for p in parts]))
-    assert torch.equal(joined.retain.t, torch.cat([p.retain.t for p in parts]))
-    assert not torch.equal(parts[0].forget.latents, parts[1].forget.latents)
+    assert torch.equal(joined["forget"].latents, torch.cat([p["forget"].latents for p in parts]))
+    assert torch.equal(joined["retain"].t, torch.cat([p["retain"].t for p in parts]))
+    assert not torch.equal(parts[0]["forget"].latents, parts[1]["forget"].latents)
 
 
 def test_global_replay_speaks_of_everything_that_must_stay_and_of_nothing_else(backbone: Backbone) -> None:
@@ -117,8 +159,10 @@ def test_the_nearest_candidate_is_chosen_and_ties_go_to_the_first(backbone: Back
     draws = scoring_draws(backbone, 4, seeds.generator(2))
     candidates = tuple(Candidate(p, p) for p in ("a blue car", "a red apple", "a red apple"))
     (choice,) = choose_mapping(predict, [ForgetPrompt("7", "a red apple", candidates)], draws, 16)
-    assert (choice.id, choice.mapping) == ("7", "a red apple")
+    assert (choice.id, choice.mapping) == ("7", (candidates[1],))
     assert choice.distances.index(min(choice.distances)) in (1, 2)
+    (choice,) = choose_mapping(predict, [ForgetPrompt("7", "a red apple", candidates)], draws, 16, targets=3)
+    assert choice.mapping == (candidates[1], candidates[2], candidates[0])
     ranked = rank(predict, "a red apple", ["a blue car", "a red apple"], draws, 16)
     assert [name for name, _ in ranked] == ["a red apple", "a blue car"]
 
@@ -135,7 +179,7 @@ def test_a_bank_drawn_once_has_the_losses_of_fresh_replay(backbone: Backbone) ->
     """Per-row re-steering losses of both sources are samples of one distribution; a bank of another prompt's are not."""
     _, state, teacher = _prepared(backbone)
     n, solver = 240, backbone.replay_solver
-    sampler = Sampler(teacher, state.forget, 4, solver)
+    sampler = Sampler(teacher, state.terms["unlearn"].prompts, 4, solver)
     fresh = _row_losses(state, teacher, *FreshReplay(sampler, 11).draw(0, n))
     bank = _row_losses(state, teacher, *fill_bank(sampler, n // 4, 60, 12).draw(0, n))
     assert ks_2samp(fresh, bank).pvalue > 0.01
@@ -147,15 +191,14 @@ def test_a_bank_drawn_once_has_the_losses_of_fresh_replay(backbone: Backbone) ->
 
 def test_fresh_replay_is_sampled_anew_from_its_position(backbone: Backbone) -> None:
     _, state, _ = _prepared(backbone, replay=ReplayConfig(source="fresh", steps=2))
-    assert isinstance(state.forget_replay, FreshReplay)
-    first, again, later = (state.forget_replay.draw(position, 3)[0] for position in (0, 0, 3))
+    replay = state.replays["forget"]
+    assert isinstance(replay, FreshReplay)
+    first, again, later = (replay.draw(position, 3)[0] for position in (0, 0, 3))
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
 
 
-def _prepared(
-    backbone: Backbone, replay: ReplayConfig | None = None, **changes: int
-) -> tuple[Lacu, LacuState, Predictor]:
+def _prepared(backbone: Backbone, replay: ReplayConfig | None = None, **changes: Any) -> tuple[Lacu, State, Predictor]:
     method = Lacu(LacuConfig(**{**SMALL["lacu"], **changes}))
     step = context(backbone, **({"replay": replay} if replay else {}))
     state, _ = method.prepare(step)
@@ -163,7 +206,7 @@ def _prepared(
 
 
 @torch.no_grad()
-def _row_losses(state: LacuState, teacher: Predictor, clean: torch.Tensor, prompts: torch.Tensor) -> list[float]:
+def _row_losses(state: State, teacher: Predictor, clean: torch.Tensor, prompts: torch.Tensor) -> list[float]:
     """Each row's squared difference between forget and mapping prediction at one fixed time and noise scale."""
     backbone = teacher.backbone
     noise = backbone.noise([seeds.generator(99, i) for i in range(len(clean))])
@@ -173,5 +216,6 @@ def _row_losses(state: LacuState, teacher: Predictor, clean: torch.Tensor, promp
     def predict(prompt: Conditioning) -> torch.Tensor:
         return teacher(draws.latents, draws.t, prompt[prompts])
 
-    difference = predict(state.forget) - predict(state.mapping)
+    term = state.terms["unlearn"]
+    difference = predict(term.prompts) - predict(term.targets)
     return [float(v) for v in difference.square().mean(dim=(1, 2, 3))]

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import ExpungeError
+from expunge.methods import METHODS
 from expunge.stream import PRESETS, RunConfig, preset, summary_schema
 
 
@@ -27,6 +28,36 @@ def test_the_published_preset_holds_the_published_numbers() -> None:
     assert (config.method["mapping_draws"], config.method["retain_draws"]) == (32, 16)
     assert config.constraints == ({"name": "l2", "weight": 2e-4, "toward": "previous"},)
     assert (config.replay.source, config.replay.steps, config.replay.solver) == ("fresh", 20, "published")
+
+
+def test_the_preset_of_the_first_version_holds_its_numbers() -> None:
+    config = preset("dfr-sd15")
+    assert config.train.batch_size * config.train.accumulation == 78
+    assert (config.train.steps, config.train.warmup_steps, config.train.learning_rate) == (600, 267, 1e-5)
+    assert (config.method["lambda_unlearn"], config.method["lambda_preserve"]) == (1.0, 10.0)
+    assert (config.method["t_min"], config.method["t_max"]) == (0, 700)
+    assert (config.method["mapping"], config.method["neighbours"]) == ("contextual", "source")
+    assert round(config.method["local_share"] * config.method["retain_prompts"]) == 100
+    assert config.method["retain_prompts"] - 100 == 50
+    assert config.constraints == ({"name": "l2", "weight": 1e-4, "toward": "previous"},)
+    assert (config.replay.source, config.replay.steps, config.replay.solver) == ("fresh", 30, "published")
+
+
+@pytest.mark.parametrize("method", ["lacu", "dfr"])
+def test_the_published_presets_are_the_defaults_of_their_methods(method: str) -> None:
+    section = preset(f"{method}-sd15").method
+    defaults = METHODS[method].Config().model_dump()
+    assert {k: v for k, v in section.items() if k != "name"} == defaults
+    assert section["lambda_empty"] == section["lambda_again"] == 0  # ours are not published
+
+
+def test_naive_differs_from_lacu_in_what_it_leaves_out() -> None:
+    """On the same budget: no replay of what must stay, no regularization, and the rest as in lacu."""
+    naive, lacu = preset("naive-iconworld"), preset("lacu-iconworld")
+    assert naive.constraints == () != lacu.constraints
+    assert naive.build_method().weights.keys() == {"unlearn"}
+    assert {k: v for k, v in lacu.method.items() if k in naive.method} | {"name": "naive"} == naive.method
+    assert naive.train == lacu.train
 
 
 def test_everything_is_written_out_so_that_a_run_does_not_depend_on_defaults() -> None:

@@ -1,11 +1,13 @@
-"""L2 regularization towards the previous step or the base model.
+"""L2 regularization towards the previous step, the base model, or both.
 
-    L_reg = lambda || theta - theta_anchor ||^2,   its gradient 2 lambda (theta - theta_anchor)
+    L_reg = lambda sum_a w_a || theta - theta_a ||^2,   its gradient 2 lambda (theta - sum_a w_a theta_a)
 
-a sum, not a mean, over all trained parameters. The gradient is added analytically, which gives what autograd would give
-and costs one pass over the parameters per optimizer step.
+over the anchors a = previous, base with weights w_a that sum to 1: both at once pull to the point between them. Norms are
+sums, not means, over all trained parameters. The gradient is added analytically, which gives what autograd would give and
+costs one pass over the parameters per optimizer step.
 
-Source: arXiv 2512.02657 (the regularization term, towards the previous step, lambda 2e-4 in the ECCV version).
+Source: arXiv 2512.02657 (the regularization term, towards the previous step, lambda 1e-4 in version 1 and 2e-4 in the ECCV
+version). Towards the base model is L2-SP, Li et al. 2018, arXiv 1802.01483.
 """
 
 from __future__ import annotations
@@ -19,17 +21,21 @@ from torch import Tensor, nn
 
 from expunge.constraints.base import Anchors, Constraint, ConstraintConfig
 
+SHARES = {"previous": {"previous": 1.0}, "base": {"base": 1.0}, "both": {"previous": 0.5, "base": 0.5}}
+"""{toward: {anchor: its share of lambda}}"""
+
 
 class L2Config(ConstraintConfig):
     """
     Attributes:
         weight: lambda.
-        toward: "previous" (M(k-1), as published) or "base" (M(0), which bounds drift over a whole stream).
+        toward: "previous" (M(k-1), as published), "base" (M(0), which bounds drift over a whole stream) or "both", half of
+            each. For other shares name the constraint twice.
     """
 
     name: Literal["l2"] = "l2"
     weight: float = Field(2e-4, ge=0)
-    toward: Literal["previous", "base"] = "previous"
+    toward: Literal["previous", "base", "both"] = "previous"
 
 
 def l2_distance(parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) -> Tensor:
@@ -45,8 +51,10 @@ class L2(Constraint):
 
     @torch.no_grad()
     def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:
-        anchor = anchors.previous if self.config.toward == "previous" else anchors.base
+        weight, held = self.config.weight, SHARES[self.config.toward]
+        weighted = [(share, getattr(anchors, name)) for name, share in held.items()]
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            parameter.grad.add_(parameter - anchor[name], alpha=2 * self.config.weight)
-        return self.config.weight * l2_distance(parameters, anchor)
+            for share, anchor in weighted:
+                parameter.grad.add_(parameter - anchor[name], alpha=2 * weight * share)
+        return weight * torch.stack([share * l2_distance(parameters, anchor) for share, anchor in weighted]).sum()

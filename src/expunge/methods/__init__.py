@@ -3,8 +3,14 @@
 from typing import Any
 
 from expunge.methods.base import GradientMethod, MethodConfig, Position, Record, StepContext
-from expunge.methods.lacu import Lacu, LacuConfig
+from expunge.methods.dfr import Dfr
+from expunge.methods.lacu import Lacu
+from expunge.methods.naive import Naive
 
-METHODS: dict[str, type[GradientMethod[Any, Any]]] = {"lacu": Lacu}
+METHODS: dict[str, type[GradientMethod[Any, Any]]] = {
+    "lacu": Lacu,
+    "dfr": Dfr,
+    "naive": Naive,
+}
 
-__all__ = ["METHODS", "GradientMethod", "Lacu", "LacuConfig", "MethodConfig", "Position", "Record", "StepContext"]
+__all__ = ["METHODS", "GradientMethod", "MethodConfig", "Position", "Record", "StepContext"]

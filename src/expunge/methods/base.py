@@ -114,7 +114,7 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
     @property
     @abstractmethod
     def weights(self) -> Mapping[str, float]:
-        """{loss: its weight in the total}, the same keys as `losses`."""
+        """{loss: its weight in the total}, for every loss that a step may have."""
 
     @abstractmethod
     def prepare(self, context: StepContext) -> tuple[StateT, Record]:
@@ -126,4 +126,4 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
 
     @abstractmethod
     def losses(self, batch: BatchT, student: Predictor, teacher: Predictor, state: StateT) -> Mapping[str, Tensor]:
-        """{loss: scalar}, unweighted."""
+        """{loss: scalar}, unweighted; those that this step has."""

@@ -1,0 +1,82 @@
+"""Continual unlearning by re-steering and replay: what DFR and LACU, the two published versions, have in common.
+
+One optimizer step minimises, with forget prompts f paired with mapping prompts g, and retain prompts r,
+
+    L = lambda_unlearn  E || eps(x_t, t, f; theta)  - eps(x_t, t, g; theta*)  ||^2     unlearn:  re-steering
+      + lambda_preserve E || eps(x_t, t, r; theta)  - eps(x_t, t, r; theta*)  ||^2     preserve: replay with distillation
+      + lambda_empty    E || eps(x_t, t, ""; theta) - eps(x_t, t, ""; theta*) ||^2     empty,    ours
+      + lambda_again    E || eps(x_t, t, f'; theta) - eps(x_t, t, g'; theta*) ||^2     again,    ours
+      + lambda_reg        || theta - theta* ||^2                                       regularization
+
+x_0 is replayed for f, r, r and f' in turn. The last line is the constraint `l2` (expunge/constraints/l2.py). The two lines
+of ours are off unless asked for:
+
+- Guidance subtracts the prediction for the empty prompt, and the published losses hold it by the regularization alone.
+  `empty` holds it where guidance asks for it: on latents of pictures that must stay.
+- f' are prompts for concepts that earlier steps forgot. Nothing in the published losses keeps these forgotten; `again`
+  re-steers them in every later step. Their mapping prompts g' are chosen anew: score distance mostly finds the former ones
+  by itself, since M(k-1) predicts nearly the same for both, unless these have been forgotten since.
+
+Source: "Distill, Forget, Repeat", arXiv 2512.02657, for the lines that are not marked as ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from expunge.locality import Choice
+from expunge.methods.base import Record, StepContext
+from expunge.methods.mapping import Count, pairs
+from expunge.methods.resteering import Aim, Resteering, ResteeringConfig, Scenes, Weight, record_of, resteer
+from expunge.methods.retain import RetainConfig, retain_prompts
+
+
+class ContinualConfig(ResteeringConfig, RetainConfig):
+    """A loss whose weight is 0 is left out, with its prompts and its cost.
+
+    Attributes:
+        lambda_preserve: weight of the distillation loss on retain prompts.
+        lambda_empty: weight of the distillation loss on the empty prompt.
+        lambda_again: weight of re-steering what earlier steps forgot.
+        again_prompts: forget prompts of all earlier concepts together, equally many for each and at least one.
+    """
+
+    lambda_preserve: Weight
+    lambda_empty: Weight = 0.0
+    lambda_again: Weight = 0.0
+    again_prompts: Count = 32
+
+
+class Continual(Resteering):
+    """See the module's docstring."""
+
+    config: ContinualConfig
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        config = self.config
+        weights = {
+            "unlearn": config.strength * config.lambda_unlearn,
+            "preserve": config.lambda_preserve,
+            "empty": config.lambda_empty,
+            "again": config.lambda_again,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
+        config, weights = self.config, self.weights
+        near, choices = pairs(config, context, context.concepts, config.forget_prompts)
+        aims = [resteer(config, context, "unlearn", "forget", choices)]
+        retain: list[str] = []
+        if weights.keys() & {"preserve", "empty"}:
+            retain = [p for c in context.concepts for p in retain_prompts(config, context, c, list(near[c.name]))]
+        scenes = Scenes("retain", retain, context.replay.retain_latents)
+        for loss, prompts in (("preserve", retain), ("empty", [""] * len(retain))):
+            if loss in weights:
+                aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
+        again: list[Choice] = []
+        if context.forgotten and "again" in weights:
+            count = max(1, config.again_prompts // len(context.forgotten))
+            _, again = pairs(config, context, context.forgotten, count)
+            aims.append(resteer(config, context, "again", "again", again))
+        return aims, record_of(choices, near, retain, again)

@@ -1,0 +1,194 @@
+"""What a forget prompt is re-steered to.
+
+    null        the empty prompt; the scene goes with the concept
+    fixed       a given word in the concept's place
+    superclass  the concept's kind in its place: "an animal" for a fox whose kind is animal
+    contextual  a plausible replacement in the concept's place, dealt to the prompts in turn; the scene is kept
+    score       that candidate whose predictions are nearest to the forget prompt's own (expunge/locality.py)
+
+With `mapping_targets` above 1 a prompt has several targets, the next ones in turn or in nearness, and each row of a batch
+draws one of them (`matching_loss` says why that is as good as their mean).
+
+Source: arXiv 2512.02657; null, fixed and superclass are the anchors of the one-shot methods, fixed and contextual those of
+its first version (a language model chose the replacement), score that of its ECCV version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from expunge import seeds
+from expunge.concepts import Concept, mentions
+from expunge.errors import ExpungeError
+from expunge.locality import Choice, choose_mapping, rank, scoring_draws
+from expunge.methods.base import MethodConfig, StepContext
+from expunge.prompts import Candidate, ForgetPrompt
+
+Count = Annotated[int, Field(ge=1)]
+MappingName = Literal["null", "fixed", "superclass", "contextual", "score"]
+Neighbours = dict[str, float | None]
+"""Names that may be shown instead of a concept or beside it, nearest first; their score distance where it ranked them."""
+
+
+class MappingConfig(MethodConfig):
+    """
+    Attributes:
+        mapping: how mapping prompts are chosen (see above).
+        mapping_target: for "fixed", the word that takes the place of a concept of each kind: {"object": "dog"}.
+        mapping_targets: targets of each forget prompt, one of which is drawn for every row.
+        mapping_candidates: replacements that compete for each forget prompt, or are dealt in turn.
+        mapping_draws: noisy latents shared by all candidates of a choice by score distance.
+        forget_prompts: forget prompts per concept.
+        neighbours: who says which concepts are near: the model ("score", by score distance) or the prompt source ("source").
+        retain_draws: noisy latents shared in ranking them. The name is LACU's, whose neighbours are also what it retains.
+    """
+
+    mapping: MappingName
+    mapping_target: dict[str, str] = {}
+    mapping_targets: Count = 1
+    mapping_candidates: Count
+    mapping_draws: Count = 32
+    forget_prompts: Count = 100
+    neighbours: Literal["score", "source"]
+    retain_draws: Count = 16
+
+    @model_validator(mode="after")
+    def _targets_exist(self) -> Self:
+        if self.mapping_target and self.mapping != "fixed":
+            raise ValueError(f'mapping_target is for the mapping "fixed", not for {self.mapping!r}')
+        most = self.mapping_candidates if self.mapping in ("contextual", "score") else 1
+        if self.mapping_targets > most:
+            raise ValueError(
+                f"mapping_targets is {self.mapping_targets}, but with the mapping {self.mapping!r} and "
+                f"mapping_candidates {self.mapping_candidates} a prompt has {most}"
+            )
+        return self
+
+
+def pairs(
+    config: MappingConfig, context: StepContext, concepts: Sequence[Concept], count: int
+) -> tuple[dict[str, Neighbours], list[Choice]]:
+    """Neighbours of each of `concepts`, and `count` forget prompts of each with their mapping prompts.
+
+    Raises:
+        ExpungeError: when no neighbour is left, a prompt has too few candidates, a forget prompt does not speak of its
+            concept, or a mapping prompt speaks of one that is or was forgotten.
+    """
+    near = {concept.name: _neighbours(config, context, concept) for concept in concepts}
+    choices: list[Choice] = []
+    for concept in concepts:
+        chosen = MAPPINGS[config.mapping](Asked(config, context, concept, list(near[concept.name]), count))
+        for choice in chosen:
+            if not mentions(choice.forget, concept):
+                raise ExpungeError(
+                    f"The forget prompt {choice.forget!r} (id {choice.id}) does not speak of {concept.name!r}."
+                )
+        choices += [replace(c, id=f"{concept.name}/{c.id}") for c in chosen]
+    check_leaks(context, "mapping", [m.prompt for c in choices for m in c.mapping])
+    return near, choices
+
+
+def check_leaks(context: StepContext, kind: str, prompts: Sequence[str]) -> None:
+    """Mapping and retain prompts must speak of nothing that is or was forgotten."""
+    for prompt in prompts:
+        for concept in (*context.concepts, *context.forgotten):
+            if name := mentions(prompt, concept):
+                raise ExpungeError(f"The {kind} prompt {prompt!r} speaks of {name!r}, which must be forgotten.")
+
+
+def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
+    names = [n for n in context.source.related(concept) if n not in context.off_limits]
+    if not names:
+        raise ExpungeError(f"No concept is left that could replace {concept.name!r} or be retained beside it.")
+    if config.neighbours == "source":
+        return dict.fromkeys(names)
+    draws = scoring_draws(context.backbone, config.retain_draws, context.generator("rank", concept.name))
+    return dict(rank(context.teacher, concept.name, names, draws, context.replay.batch_size))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A concept that needs mapping prompts, its neighbours (nearest first), and how many forget prompts it gets."""
+
+    config: MappingConfig
+    context: StepContext
+    concept: Concept
+    near: Sequence[str]
+    count: int
+
+    def forget_prompts(self, replacements: Sequence[str]) -> list[ForgetPrompt]:
+        context, name = self.context, self.concept.name
+        seed = seeds.derive(context.seed, "forget", name)
+        return context.source.forget_prompts(self.concept, replacements, self.count, seed, context.off_limits)
+
+
+def _null(asked: Asked) -> list[Choice]:
+    return [Choice(p.id, p.prompt, (Candidate("", None),)) for p in asked.forget_prompts(())]
+
+
+def _fixed(asked: Asked) -> list[Choice]:
+    target = asked.config.mapping_target.get(asked.concept.kind)
+    if target is None:
+        kind = asked.concept.kind
+        raise ExpungeError(f"mapping_target names nothing for {kind!r}, the kind of {asked.concept.name!r}.")
+    return _replaced_by(asked, target)
+
+
+def _superclass(asked: Asked) -> list[Choice]:
+    return _replaced_by(asked, asked.concept.kind)
+
+
+def _replaced_by(asked: Asked, target: str) -> list[Choice]:
+    if target in asked.context.off_limits:
+        raise ExpungeError(f"{asked.concept.name!r} cannot be mapped to {target!r}, which is forgotten or held out.")
+    choices = []
+    for prompt in asked.forget_prompts([target]):
+        candidates = [c for c in prompt.candidates if c.replacement == target]
+        if not candidates:
+            raise ExpungeError(
+                f"The prompt source cannot write {target!r} in the place of {asked.concept.name!r} "
+                f"in {prompt.prompt!r} (id {prompt.id})."
+            )
+        choices.append(Choice(prompt.id, prompt.prompt, (candidates[0],)))
+    return choices
+
+
+def _contextual(asked: Asked) -> list[Choice]:
+    each = asked.config.mapping_targets
+    choices = []
+    for place, prompt in enumerate(_with_candidates(asked)):
+        dealt = [prompt.candidates[(place * each + i) % len(prompt.candidates)] for i in range(each)]
+        choices.append(Choice(prompt.id, prompt.prompt, tuple(dealt)))
+    return choices
+
+
+def _score(asked: Asked) -> list[Choice]:
+    context, config = asked.context, asked.config
+    draws = scoring_draws(context.backbone, config.mapping_draws, context.generator("map", asked.concept.name))
+    prompts = _with_candidates(asked)
+    return choose_mapping(context.teacher, prompts, draws, context.replay.batch_size, config.mapping_targets)
+
+
+def _with_candidates(asked: Asked) -> list[ForgetPrompt]:
+    config = asked.config
+    prompts = asked.forget_prompts(asked.near[: config.mapping_candidates])
+    for prompt in prompts:
+        if len(prompt.candidates) < config.mapping_targets:
+            raise ExpungeError(
+                f"The forget prompt {prompt.prompt!r} (id {prompt.id}) has too few mapping candidates: "
+                f"{len(prompt.candidates)}, and mapping_targets is {config.mapping_targets}."
+            )
+    return prompts
+
+
+MAPPINGS: dict[MappingName, Callable[[Asked], list[Choice]]] = {
+    "null": _null,
+    "fixed": _fixed,
+    "superclass": _superclass,
+    "contextual": _contextual,
+    "score": _score,
+}

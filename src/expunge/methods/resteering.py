@@ -1,0 +1,238 @@
+"""Re-steering and its relatives: the student learns to predict for some prompts what the teacher predicts for others.
+
+With teacher theta* = M(k-1) (frozen) and student theta (starts at theta*), every loss of this family is
+
+    L = E || eps(x_t, t, p; theta) - eps(x_t, t, q; theta*) ||^2,     x_t = q(x_t | x_0),  t ~ U{t_min..t_max}
+
+a mean over elements, where x_0 is replayed: sampled by the teacher for some prompt, without guidance. It re-steers where p
+and q differ, and distils where they are the same. Where a prompt has several targets q, each row draws one of them.
+A method states its losses as `Aim`s; encoding, replaying, drawing and evaluating are the same for all and stand here.
+
+Source: "Distill, Forget, Repeat", arXiv 2512.02657, the unlearning and the preservation term.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from expunge import seeds
+from expunge.backbones import Conditioning, Predictor
+from expunge.locality import Choice
+from expunge.methods.base import GradientMethod, Position, Record, StepContext
+from expunge.methods.mapping import MappingConfig, Neighbours
+from expunge.replay import FreshReplay, Replay, Sampler, fill_bank, kept_bank
+
+Weight = Annotated[float, Field(ge=0)]
+Time = Annotated[int, Field(ge=0, lt=1000)]
+
+
+def matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean || eps(x_t, t, p; theta) - eps(x_t, t, q; theta*) ||^2 of predictions `(b c h w)` on the same x_t and t.
+
+    With one of several q drawn for every row its gradient is, in expectation, that of the mean prediction of all q, since
+    E_q || s - q ||^2 = || s - E q ||^2 + Var q: drawing costs one evaluation of the teacher, averaging one for each.
+    """
+    return (student - teacher).square().mean()
+
+
+class ResteeringConfig(MappingConfig):
+    """
+    Attributes:
+        strength: multiplies lambda_unlearn; the one knob most people touch.
+        lambda_unlearn: weight of the re-steering loss.
+        t_min, t_max: training indices between which re-steering acts, both inclusive.
+    """
+
+    strength: float = Field(1.0, gt=0)
+    lambda_unlearn: float = Field(gt=0)
+    t_min: Time = 0
+    t_max: Time
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> Self:
+        if self.t_min > self.t_max:
+            raise ValueError(f"t_min ({self.t_min}) must not be above t_max ({self.t_max})")
+        return self
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """The x_t of a loss, in words: what the teacher paints x_0 for, and how far it is noised.
+
+    Attributes:
+        role: a name; losses with the same role see the same x_t.
+        prompts: what x_0 is painted for.
+        latents: latents of each prompt in a bank.
+        times: least and greatest training index, both inclusive.
+    """
+
+    role: str
+    prompts: Sequence[str]
+    latents: int
+    times: tuple[int, int] = (0, 999)
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A loss in words: on x_t of its scenes' prompt i the student is told prompt i, and the teacher one of targets i.
+
+    Attributes:
+        loss: its name.
+        targets: equally many for each prompt.
+    """
+
+    loss: str
+    scenes: Scenes
+    prompts: Sequence[str]
+    targets: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Term:
+    """An `Aim` made ready: what student and teacher are told, `(n ...)` and `(n * targets_each ...)`."""
+
+    role: str
+    prompts: Conditioning
+    targets: Conditioning
+    targets_each: int
+
+    def told(self, rows: Rows) -> Conditioning:
+        return self.prompts[rows.prompts]
+
+    def aimed(self, rows: Rows) -> Conditioning:
+        return self.targets[rows.prompts * self.targets_each + (rows.lots * self.targets_each).long()]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Noisy latents `(b c h w)`, network times `(b,)`, the index of each row's prompt `(b,)`, and its lot `(b,)`.
+
+    A lot is uniform in [0, 1) and decides which of a prompt's targets the row draws.
+    """
+
+    latents: Tensor
+    t: Tensor
+    prompts: Tensor
+    lots: Tensor
+
+
+@dataclass(frozen=True)
+class State:
+    """What training needs: terms by loss; replayed latents and training indices by role."""
+
+    teacher: Predictor
+    terms: Mapping[str, Term]
+    replays: Mapping[str, Replay]
+    times: Mapping[str, tuple[int, int]]
+    batch_size: int
+    seed: int
+
+
+class Resteering(GradientMethod[State, Mapping[str, Rows]]):
+    """A method whose losses are all matching losses. Subclasses name their configuration, weights and aims."""
+
+    config: Any
+
+    @abstractmethod
+    def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
+        """The losses of a step in words, and what people should know of their choice."""
+
+    def prepare(self, context: StepContext) -> tuple[State, Record]:
+        encode = context.backbone.encode
+        with context.phase("choose"):
+            aims, record = self.aims(context)
+            terms = {
+                aim.loss: Term(
+                    role=aim.scenes.role,
+                    prompts=encode(aim.prompts),
+                    targets=encode([target for targets in aim.targets for target in targets]),
+                    targets_each=len(aim.targets[0]),
+                )
+                for aim in aims
+            }
+        scenes = {aim.scenes.role: aim.scenes for aim in aims}
+        with context.phase("replay"):
+            replays = {role: _replay(context, s) for role, s in scenes.items()}
+        times = {role: s.times for role, s in scenes.items()}
+        return State(context.teacher, terms, replays, times, context.batch_size, context.seed), record
+
+    def batch(self, state: State, position: Position, student: Predictor) -> Mapping[str, Rows]:
+        """{role: its rows}."""
+        first = position.first_row(state.batch_size)
+        return {role: _rows(state, role, first) for role in state.replays}
+
+    def losses(
+        self, batch: Mapping[str, Rows], student: Predictor, teacher: Predictor, state: State
+    ) -> Mapping[str, Tensor]:
+        """All losses from one pass of each network: rows do not see each other, so joining them changes no value."""
+        terms = {name: (term, batch[term.role]) for name, term in state.terms.items()}
+        latents = torch.cat([rows.latents for _, rows in terms.values()])
+        t = torch.cat([rows.t for _, rows in terms.values()])
+        with torch.no_grad():
+            target = teacher(latents, t, Conditioning.cat([term.aimed(rows) for term, rows in terms.values()]))
+        prediction = student(latents, t, Conditioning.cat([term.told(rows) for term, rows in terms.values()]))
+        sizes = [len(rows.t) for _, rows in terms.values()]
+        pairs = zip(terms, prediction.split(sizes), target.split(sizes), strict=True)
+        return {name: matching_loss(ours, theirs) for name, ours, theirs in pairs}
+
+
+def resteer(config: ResteeringConfig, context: StepContext, loss: str, role: str, choices: Sequence[Choice]) -> Aim:
+    """Forget prompts to their mapping prompts, on latents of the forget prompts."""
+    forget = [c.forget for c in choices]
+    scenes = Scenes(role, forget, context.replay.forget_latents, (config.t_min, config.t_max))
+    return Aim(loss, scenes, forget, [[m.prompt for m in c.mapping] for c in choices])
+
+
+def record_of(
+    choices: Sequence[Choice], near: Mapping[str, Neighbours], retain: Sequence[str] = (), again: Sequence[Choice] = ()
+) -> Record:
+    """What a step was trained on; `again` are the choices for concepts that earlier steps forgot."""
+    return Record(
+        prompts={
+            "forget": [{"id": c.id, "prompt": c.forget} for c in choices for _ in c.mapping],
+            "mapping": [{"id": c.id, "prompt": m.prompt} for c in choices for m in c.mapping],
+            "retain": list(retain),
+        },
+        choices={"neighbours": near, "mapping": [asdict(c) for c in choices], "again": [asdict(c) for c in again]},
+    )
+
+
+def _replay(context: StepContext, scenes: Scenes) -> Replay:
+    config = context.replay
+    solver = context.backbone.replay_solver if config.solver == "published" else config.solver
+    sampler = Sampler(context.teacher, context.backbone.encode(scenes.prompts), config.steps, solver)
+    seed = seeds.derive(context.seed, "replay", scenes.role)
+    if config.source == "fresh":
+        return FreshReplay(sampler, seed)
+
+    def progress(done: int, of: int) -> None:
+        context.progress(f"replay {scenes.role}", done, of)
+
+    return kept_bank(
+        context.folder / f"replay-{scenes.role}.safetensors" if context.folder else None,
+        lambda: fill_bank(sampler, scenes.latents, config.batch_size, seed, progress),
+        seed,
+    )
+
+
+def _rows(state: State, role: str, first: int) -> Rows:
+    """A micro-batch of replayed latents carried to uniform training indices."""
+    clean, prompts = state.replays[role].draw(first, state.batch_size)
+    # One generator per row: how rows are split over micro-batches and processes changes no draw.
+    generators = [seeds.generator(state.seed, "noise", role, first + i) for i in range(len(clean))]
+    least, greatest = state.times[role]
+    indices = torch.cat([torch.randint(least, greatest + 1, (1,), generator=g) for g in generators])
+    backbone = state.teacher.backbone
+    noise = backbone.noise(generators)
+    lots = torch.cat([torch.rand(1, generator=g) for g in generators])
+    device = backbone.device
+    t = backbone.network_time(indices).to(device)
+    latents = backbone.add_noise(clean.to(device), noise.to(device), t)
+    return Rows(latents, t, prompts.to(device), lots.to(device))

@@ -1,0 +1,59 @@
+"""What is replayed so that it stays.
+
+    local    prompts for the nearest neighbours of each concept
+    global   prompts for everything else
+    mixed    some of both, `local_share` of them local
+
+Source: local is LACU's; mixed with 100 neighbours' prompts and 50 others is that of "Distill, Forget, Repeat".
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from expunge import seeds
+from expunge.concepts import Concept
+from expunge.methods.base import MethodConfig, StepContext
+from expunge.methods.mapping import Count, check_leaks
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class RetainConfig(MethodConfig):
+    """
+    Attributes:
+        retain: "local", "global" or "mixed" (see above).
+        local_share: share of the retain prompts that is local where `retain` is "mixed".
+        retain_concepts: neighbours that are replayed.
+        retain_prompts: retain prompts per concept.
+    """
+
+    retain: Literal["local", "global", "mixed"]
+    local_share: Share = 0.5
+    retain_concepts: Count = 10
+    retain_prompts: Count
+
+
+def retain_prompts(config: RetainConfig, context: StepContext, concept: Concept, near: Sequence[str]) -> list[str]:
+    """Retain prompts beside `concept`, whose neighbours are `near`, nearest first.
+
+    Raises:
+        ExpungeError: when one speaks of a concept that is or was forgotten.
+    """
+    source, avoid = context.source, context.off_limits
+    close = list(near[: config.retain_concepts])
+    far = sorted({*source.related(concept), *source.unrelated(concept)} - {*close, *avoid})
+    far = random.Random(seeds.derive(context.seed, "far", concept.name)).sample(far, len(far))
+    share = {"local": 1.0, "global": 0.0, "mixed": config.local_share}[config.retain]
+    local = round(share * config.retain_prompts)
+    prompts: list[str] = []
+    for label, names, count in (("local", close, local), ("global", far, config.retain_prompts - local)):
+        if count:
+            seed = seeds.derive(context.seed, "retain", label, concept.name)
+            prompts += source.retain_prompts(names, count, seed, avoid)
+    check_leaks(context, "retain", prompts)
+    return prompts

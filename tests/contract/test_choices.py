@@ -1,0 +1,164 @@
+"""What mapping and retain choices choose, read from the record that a step keeps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from expunge import iconworld
+from expunge.backbones import Backbone, load
+from expunge.concepts import Concept, mentions
+from expunge.errors import ExpungeError
+from expunge.methods import METHODS, Record, StepContext
+from steps import SMALL, context
+
+
+@pytest.fixture(scope="module")
+def backbone(sd_folder: Any) -> Backbone:
+    """Choices read prompts and distances; one family is enough."""
+    return load(sd_folder)
+
+
+def test_null_maps_every_prompt_to_the_empty_one(backbone: Backbone) -> None:
+    record = _record(backbone, mapping="null")
+    assert {p["prompt"] for p in record.prompts["mapping"]} == {""}
+
+
+def test_fixed_puts_the_given_word_in_the_concepts_place_and_keeps_the_scene(backbone: Backbone) -> None:
+    record = _record(backbone, mapping="fixed", mapping_target={"object": "wolf"})
+    for forget, mapping in _pairs(record):
+        assert mapping == forget.replace("fox", "wolf") != forget
+
+
+def test_superclass_puts_the_concepts_kind_in_its_place(backbone: Backbone) -> None:
+    for forget, mapping in _pairs(_record(backbone, mapping="superclass")):
+        assert mapping == forget.replace("a fox", "an object") != forget
+    person = dataclasses.replace(context(backbone), concepts=(Concept(name="fox", kind="person"),))
+    for forget, mapping in _pairs(_record(backbone, person, mapping="superclass")):
+        assert mapping == forget.replace("fox", "person") != forget
+
+
+def test_contextual_deals_replacements_evenly_and_keeps_the_scene(backbone: Backbone) -> None:
+    record = _record(backbone, mapping="contextual", mapping_candidates=3, forget_prompts=9)
+    near = list(record.choices["neighbours"]["fox"])[:3]
+    dealt = [choice["mapping"][0]["replacement"] for choice in record.choices["mapping"]]
+    assert Counter(dealt) == dict.fromkeys(near, 3)
+    for (forget, mapping), name in zip(_pairs(record), dealt, strict=True):
+        assert f"{mapping.replace(name, 'fox')}".replace("an fox", "a fox") == forget
+    assert not [d for c in record.choices["mapping"] for d in c["distances"]]  # nobody was asked how near they are
+
+
+def test_score_takes_the_nearest_candidates_and_one_target_is_the_first_of_several(backbone: Backbone) -> None:
+    one, three = (_record(backbone, mapping="score", mapping_candidates=6, mapping_targets=n) for n in (1, 3))
+    assert all(set(c["distances"]) for c in three.choices["mapping"])
+    for single, several in zip(one.choices["mapping"], three.choices["mapping"], strict=True):
+        order = sorted(several["distances"])
+        near = list(one.choices["neighbours"]["fox"])
+        by_distance = [near[several["distances"].index(d)] for d in order[:3]]
+        assert [m["replacement"] for m in several["mapping"]] == by_distance
+        assert single["mapping"] == several["mapping"][:1]
+    ids = [p["id"] for p in three.prompts["mapping"]]
+    assert ids == [p["id"] for p in three.prompts["forget"]]
+    assert set(Counter(ids).values()) == {3}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_mapping_is_there_for_every_method(method: str, backbone: Backbone) -> None:
+    for mapping in ("null", "fixed", "superclass", "contextual", "score"):
+        changes: dict[str, Any] = {"mapping": mapping, "mapping_targets": 1}
+        if mapping == "fixed":
+            changes["mapping_target"] = {"object": "wolf", "style": "watercolor"}
+        record = _record(backbone, method=method, **changes)
+        assert len(record.prompts["mapping"]) == SMALL[method]["forget_prompts"]
+
+
+def test_the_source_may_say_who_is_near_instead_of_the_model(backbone: Backbone) -> None:
+    by_source = _record(backbone, neighbours="source").choices["neighbours"]["fox"]
+    by_score = _record(backbone, neighbours="score").choices["neighbours"]["fox"]
+    step = context(backbone)
+    assert list(by_source) == [n for n in step.source.related(step.concepts[0]) if n not in step.off_limits]
+    assert set(by_source.values()) == {None}
+    assert list(by_score.values()) == sorted(by_score.values())
+    assert by_source.keys() == by_score.keys()
+    assert list(by_source) != list(by_score)
+
+
+@pytest.mark.parametrize(
+    ("changes", "local"),
+    [({"retain": "local"}, 12), ({"retain": "global"}, 0), ({"retain": "mixed", "local_share": 2 / 3}, 8)],
+)
+def test_retain_prompts_are_local_global_or_a_share_of_both(
+    backbone: Backbone, changes: dict[str, Any], local: int
+) -> None:
+    record = _record(backbone, **changes, retain_concepts=4, retain_prompts=12)
+    near = [Concept(name=n) for n in list(record.choices["neighbours"]["fox"])[:4]]
+    prompts = record.prompts["retain"]
+    assert [any(mentions(p, n) for n in near) for p in prompts] == [True] * local + [False] * (12 - local)
+
+
+def test_earlier_concepts_are_steered_again_to_what_is_still_there(backbone: Backbone) -> None:
+    vocabulary = iconworld.vocabulary()
+    earlier = tuple(vocabulary.concept(n) for n in ("neon", "santa", "pear"))
+    step = context(backbone, forgotten=earlier)
+    again = _record(backbone, step, lambda_again=1.0, again_prompts=7).choices["again"]
+    assert Counter(c["id"].split("/")[0] for c in again) == {"neon": 2, "santa": 2, "pear": 2}
+    gone = (*step.concepts, *earlier, Concept(name="cat"))
+    for choice in again:
+        assert any(mentions(choice["forget"], c) for c in earlier)
+        assert not [m["prompt"] for m in choice["mapping"] for c in gone if mentions(m["prompt"], c)]
+    assert len(_record(backbone, step, lambda_again=1.0, again_prompts=1).choices["again"]) == 3
+    assert _record(backbone, step).choices["again"] == []
+    assert _record(backbone, context(backbone, forgotten=()), lambda_again=1.0).choices["again"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mapping": "fixed"}, "mapping_target names nothing for 'object', the kind of 'fox'"),
+        ({"mapping": "fixed", "mapping_target": {"object": "cat"}}, "which is forgotten or held out"),
+        ({"mapping": "fixed", "mapping_target": {"object": "big fox"}}, "speaks of 'fox', which must be forgotten"),
+        ({"mapping": "fixed", "mapping_target": {"object": "neon fish"}}, "speaks of 'neon', which must be forgotten"),
+    ],
+)
+def test_a_target_that_cannot_be_is_answered_with_a_sentence(
+    backbone: Backbone, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ExpungeError) as error:
+        _record(backbone, **changes)
+    assert sentence in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"mapping": "score", "mapping_target": {"object": "dog"}}, 'mapping_target is for the mapping "fixed"'),
+        ({"mapping": "null", "mapping_targets": 2}, "a prompt has 1"),
+        ({"mapping": "score", "mapping_targets": 3}, "mapping_candidates 2 a prompt has 2"),
+        ({"mapping": "nearest"}, "'null', 'fixed', 'superclass', 'contextual' or 'score'"),
+        ({"local_share": 1.5}, "local_share"),
+    ],
+)
+def test_choices_that_contradict_each_other_are_refused(changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        METHODS["lacu"].Config(**{**SMALL["lacu"], **changes})
+    assert sentence in str(error.value)
+
+
+def test_a_source_with_too_few_candidates_is_named_with_its_prompt(backbone: Backbone) -> None:
+    step = context(backbone, held_out=frozenset(iconworld.vocabulary().names("thing")) - {"fox", "wolf"})
+    with pytest.raises(ExpungeError, match=r"id 1\) has too few mapping candidates: 1, and mapping_targets is 2"):
+        _record(backbone, step, retain="local", mapping_targets=2)
+
+
+def _record(backbone: Backbone, step: StepContext | None = None, method: str = "lacu", **changes: Any) -> Record:
+    cls = METHODS[method]
+    return cls(cls.Config(**{**SMALL[method], **changes})).prepare(step or context(backbone))[1]
+
+
+def _pairs(record: Record) -> list[tuple[str, str]]:
+    prompts = record.prompts
+    return [(f["prompt"], m["prompt"]) for f, m in zip(prompts["forget"], prompts["mapping"], strict=True)]
