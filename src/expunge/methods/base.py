@@ -114,7 +114,7 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
     @property
     @abstractmethod
     def weights(self) -> Mapping[str, float]:
-        """{loss: its weight in the total}, the same keys as `losses`."""
+        """{loss: its weight in the total}, the same keys as `losses`. The loss that forgets is called `unlearn`."""
 
     @abstractmethod
     def prepare(self, context: StepContext) -> tuple[StateT, Record]:
