@@ -57,7 +57,7 @@ def relative(checks: Sequence[Check]) -> list[Check]:
 
 
 def verdict(checks: Sequence[Check], config: StopConfig, warmup_steps: int) -> Reason | None:
-    """"reached" (forget is at its target) or "settled" (it stays above) where training may stop, else None.
+    """ "reached" (forget is at its target) or "settled" (it stays above) where training may stop, else None.
 
     Args:
         checks: all checks so far, that of step 0 first.

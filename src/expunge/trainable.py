@@ -83,7 +83,9 @@ class LowRank:
             with torch.no_grad():
                 a.copy_(drawn)
             self.parameters |= {f"{name}.lora_A": a.requires_grad_(True), f"{name}.lora_B": b.requires_grad_(True)}
-        self.weights: Mapping[str, Tensor] = {f"{n}.weight": layer.base_layer.weight for n, layer in self._layers.items()}
+        self.weights: Mapping[str, Tensor] = {
+            f"{n}.weight": layer.base_layer.weight for n, layer in self._layers.items()
+        }
 
     def effective(self) -> dict[str, Tensor]:
         """{name of the weight: W + s B A}"""
@@ -103,7 +105,9 @@ class LowRank:
         for name, layer in self._layers.items():
             a, b = self._factors(layer)
             gradient = weights[f"{name}.weight"].grad
-            assert gradient is not None and a.grad is not None and b.grad is not None
+            assert gradient is not None
+            assert a.grad is not None
+            assert b.grad is not None
             with torch.no_grad():
                 a.grad.add_(b.T @ gradient, alpha=self._scale)
                 b.grad.add_(gradient @ a.T, alpha=self._scale)

@@ -58,10 +58,15 @@ def test_merged_weights_are_w_plus_scale_b_a_and_nothing_else_changes(
 def test_adapters_are_gone_without_a_trace_where_training_fails(fresh_backbone: Callable[[], Backbone]) -> None:
     backbone = fresh_backbone()
     before = {n: v.clone() for n, v in backbone.denoiser.state_dict().items()}
-    with pytest.raises(KeyboardInterrupt), trainable(backbone, "lora", CONFIG, seed=0) as adapters:
-        assert isinstance(adapters, LowRank)
-        _with_update(adapters)
-        raise KeyboardInterrupt
+
+    def fail() -> None:
+        with trainable(backbone, "lora", CONFIG, seed=0) as adapters:
+            assert isinstance(adapters, LowRank)
+            _with_update(adapters)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
     after = backbone.denoiser.state_dict()
     assert list(after) == list(before)
     assert all(torch.equal(after[n], before[n]) for n in before)

@@ -78,7 +78,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     first, again, other = (
-        run_step(fresh_backbone(), tmp_path / str(i), method=method, parameters=parameters, seed=seed) for i, seed in enumerate((1, 1, 2))
+        run_step(fresh_backbone(), tmp_path / str(i), method=method, parameters=parameters, seed=seed)
+        for i, seed in enumerate((1, 1, 2))
     )
     assert _equal(first, again)
     assert not _equal(first, other)
@@ -97,7 +98,13 @@ def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
     with pytest.raises(KeyboardInterrupt):
         run_step(fresh_backbone(), tmp_path / "broken", method=method, parameters=parameters, on_step=interrupt)
     steps: list[int] = []
-    resumed = run_step(fresh_backbone(), tmp_path / "broken", method=method, parameters=parameters, on_step=lambda e: steps.append(e.step))
+    resumed = run_step(
+        fresh_backbone(),
+        tmp_path / "broken",
+        method=method,
+        parameters=parameters,
+        on_step=lambda e: steps.append(e.step),
+    )
     assert steps == [3, 4]
     assert _equal(whole, resumed)
     logs = [_log(tmp_path / name) for name in ("whole", "broken")]
@@ -120,19 +127,35 @@ def test_the_comparison_of_resumed_bits_can_fail(
 
 
 @weights_and_adapters
-def test_accumulation_is_a_larger_batch(method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
-    joined = run_step(fresh_backbone(), tmp_path / "a", method=method, parameters=parameters, batch_size=4, accumulation=1, steps=2)
-    split = run_step(fresh_backbone(), tmp_path / "b", method=method, parameters=parameters, batch_size=2, accumulation=2, steps=2)
-    other = run_step(fresh_backbone(), tmp_path / "c", method=method, parameters=parameters, batch_size=2, accumulation=1, steps=2)
+def test_accumulation_is_a_larger_batch(
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    joined = run_step(
+        fresh_backbone(), tmp_path / "a", method=method, parameters=parameters, batch_size=4, accumulation=1, steps=2
+    )
+    split = run_step(
+        fresh_backbone(), tmp_path / "b", method=method, parameters=parameters, batch_size=2, accumulation=2, steps=2
+    )
+    other = run_step(
+        fresh_backbone(), tmp_path / "c", method=method, parameters=parameters, batch_size=2, accumulation=1, steps=2
+    )
     assert _distance(joined, split) < 0.02 * _distance(joined, other)
 
 
 @weights_and_adapters
-def test_bf16_trains_close_to_fp32(method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
+def test_bf16_trains_close_to_fp32(
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
     logs = {}
     for precision in ("fp32", "bf16"):
         run_step(
-            fresh_backbone(), tmp_path / precision, method=method, parameters=parameters, precision=precision, steps=2, learning_rate=1e-4
+            fresh_backbone(),
+            tmp_path / precision,
+            method=method,
+            parameters=parameters,
+            precision=precision,
+            steps=2,
+            learning_rate=1e-4,
         )
         logs[precision] = [e["losses"] for e in _log(tmp_path / precision)]
     for exact, rounded in zip(logs["fp32"], logs["bf16"], strict=True):
@@ -144,7 +167,15 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
     method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     with pytest.raises(ExpungeError, match="is not finite at optimizer step"):
-        run_step(fresh_backbone(), tmp_path, method=method, parameters=parameters, learning_rate=1e30, steps=8, warmup_steps=0)
+        run_step(
+            fresh_backbone(),
+            tmp_path,
+            method=method,
+            parameters=parameters,
+            learning_rate=1e30,
+            steps=8,
+            warmup_steps=0,
+        )
 
 
 def test_the_learning_rate_rises_over_optimizer_steps(method: str) -> None:
