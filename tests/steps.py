@@ -81,9 +81,18 @@ def run_step(
         [L2(L2Config(weight=1e-3))],
         base,
         config,
+        seed=step.seed,
         checkpoint=folder,
         log=folder / "train.jsonl",
         evaluations=Evaluations(),
         on_step=on_step,
     )
     return {n: p.detach().clone() for n, p in backbone.denoiser.named_parameters()}
+
+
+@torch.no_grad()
+def example_prediction(backbone: Backbone) -> Tensor:
+    """The denoiser's prediction `(2 c h w)` for two prompts on fixed noise."""
+    latents = torch.randn((2, *backbone.latent_shape), generator=torch.Generator().manual_seed(0))
+    t = backbone.network_time(torch.tensor([200, 700]))
+    return backbone.predict(backbone.denoiser, latents, t, backbone.encode(["a fox", "a blue car by the sea"]))

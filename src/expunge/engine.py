@@ -1,8 +1,8 @@
 """The one training loop: any gradient method, any backbone, any constraints.
 
 One optimizer step is `accumulation` micro-batches on each process, summed; then constraints, clipping, AdamW. What a
-micro-batch holds depends on its position alone, so parameters, AdamW moments and the number of steps done are the whole
-state: training resumes from them to the same bits.
+micro-batch holds depends on its position alone, so parameters, AdamW moments, the number of steps done and the checks of
+the stopping rule are the whole state: training resumes from them to the same bits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, save_tensors, write_text
 from expunge.methods import GradientMethod, Position
+from expunge.stopping import Check, Reason, StopConfig, relative, verdict
+from expunge.trainable import LoraConfig, trainable
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -37,9 +39,11 @@ class TrainConfig(BaseModel):
     """How a step is trained. Defaults are the published ones (arXiv 2512.02657, ECCV version) where it states one.
 
     Attributes:
-        parameters: the group of parameters that is trained: full, cross-attention or cross-attention-kv.
+        parameters: what is trained: full, cross-attention, cross-attention-kv, or lora (adapters, merged at the end).
+        lora: the adapters, where `parameters` is lora.
         precision: fp32, bf16 or fp16 arithmetic (parameters and optimizer stay in fp32; fp16 needs a GPU).
-        steps: optimizer steps per request. Source: 250 to 350 by concept.
+        steps: optimizer steps per request, or the most of them where there is a rule to stop. Source: 250 to 350 by concept.
+        stop: when training may stop before that; None for never.
         batch_size: rows of each role (forget, retain) per micro-batch and process. Source: 18 on each of 3 processes.
         accumulation: micro-batches per optimizer step. Source: 2.
         learning_rate: AdamW's, after warm-up. Source: 5e-5.
@@ -52,8 +56,10 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     parameters: str = "full"
+    lora: LoraConfig = LoraConfig()
     precision: Precision = "fp32"
     steps: int = Field(300, ge=1)
+    stop: StopConfig | None = None
     batch_size: int = Field(18, ge=1)
     accumulation: int = Field(2, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
@@ -67,13 +73,22 @@ class TrainConfig(BaseModel):
 
 @dataclass(frozen=True)
 class StepLog:
-    """One optimizer step, as `train.jsonl` keeps it. `losses` are unweighted means over the step's rows."""
+    """One optimizer step, as `train.jsonl` keeps it.
+
+    Attributes:
+        losses: unweighted means over the step's rows.
+        check: forget and retain distance on the held-out rows after this step, relative to the forget distance before the
+            first; None where the stopping rule did not look.
+        stopped: why this was the last step; None where it was not.
+    """
 
     step: int
     losses: Mapping[str, float]
     learning_rate: float
     gradient_norm: float
     seconds: float
+    check: Mapping[str, float] | None
+    stopped: Reason | None
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
@@ -101,6 +116,7 @@ def train(
     base: Mapping[str, Tensor],
     config: TrainConfig,
     *,
+    seed: int,
     checkpoint: Path,
     log: Path,
     evaluations: Evaluations,
@@ -112,6 +128,7 @@ def train(
         backbone: its denoiser holds M(k-1), which is also what constraints may hold on to.
         teacher: M(k-1) in the arithmetic of `precision`.
         base: values of M(0) by parameter name.
+        seed: seed of this step; adapters begin with draws that derive from it.
         checkpoint: folder of the unfinished step's state.
         log: `train.jsonl`.
         evaluations: counts the student's evaluations.
@@ -122,60 +139,134 @@ def train(
     # Accelerate keeps the precision in a process-wide singleton; one run's must not bind the next one's.
     AcceleratorState._reset_state()
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
-    parameters = _trainable(backbone, config.parameters)
-    optimizer = torch.optim.AdamW(
-        parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
-    )
-    previous = {n: p.detach().clone() for n, p in parameters.items()}
-    done = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
-    _keep_log_until(log, done)
-    denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
-    student = Predictor(backbone, denoiser, evaluations)
-    anchors = Anchors(
-        {n: p.to(accelerator.device) for n, p in previous.items()},
-        {n: base[n].to(accelerator.device) for n in parameters},
-    )
+    with trainable(backbone, config.parameters, config.lora, seed) as trained:
+        parameters = trained.parameters
+        optimizer = torch.optim.AdamW(
+            parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
+        )
+        previous = {n: w.detach().clone() for n, w in trained.weights.items()}
+        done, checks = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
+        _keep_log_until(log, done)
+        denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
+        student = Predictor(backbone, denoiser, evaluations)
+        anchors = Anchors(
+            {n: w.to(accelerator.device) for n, w in previous.items()},
+            {n: base[n].to(accelerator.device) for n in previous},
+        )
+        held_out = _HeldOut(accelerator, method, state, teacher, config) if config.stop else None
+        if held_out and not checks:
+            checks.append(held_out.check(student, 0))
+        stopped = _stopped(done, checks, config)
+        while stopped is None:
+            start = time.perf_counter()
+            rate = learning_rate(config, done)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            values = _backward(accelerator, denoiser, method, state, student, teacher, config, done)
+            accelerator.unscale_gradients(optimizer)
+            if constraints:
+                with trained.constrained() as weights:
+                    values["regularize"] = sum(c.regularize(weights, anchors).item() for c in constraints)
+            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm).item()
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            if held_out and held_out.due(done):
+                checks.append(held_out.check(student, done))
+            stopped = _stopped(done, checks, config)
+            entry = StepLog(
+                done, values, rate, norm, time.perf_counter() - start, _check_of_step(done, checks), stopped
+            )
+            if accelerator.is_main_process:
+                append_line(log, json.dumps(vars(entry)))
+                on_step(entry)
+                if done % config.checkpoint_steps == 0 or stopped:
+                    _store(checkpoint, done, parameters, optimizer.optimizer, accelerator.scaler, checks)
+        accelerator.wait_for_everyone()
+        accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
 
-    for step in range(done, config.steps):
-        start = time.perf_counter()
-        rate = learning_rate(config, step)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        sums: dict[str, Tensor] = {}
-        for micro in range(config.accumulation):
-            position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
-            last = micro == config.accumulation - 1
-            with nullcontext() if last else accelerator.no_sync(denoiser):
-                with accelerator.autocast():
-                    losses = method.losses(method.batch(state, position, student), student, teacher, state)
-                total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
-                accelerator.backward(total / config.accumulation)
-            for name, loss in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
-        values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
-        _check_finite(values, step)
-        accelerator.unscale_gradients(optimizer)
-        for constraint in constraints:
-            values["regularize"] = values.get("regularize", 0.0) + constraint.regularize(parameters, anchors).item()
-        norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm).item()
-        optimizer.step()
-        optimizer.zero_grad()
-        entry = StepLog(step + 1, values, rate, norm, time.perf_counter() - start)
-        if accelerator.is_main_process:
-            append_line(log, json.dumps(vars(entry)))
-            on_step(entry)
-            if (step + 1) % config.checkpoint_steps == 0 or step + 1 == config.steps:
-                _store(checkpoint, step + 1, parameters, optimizer.optimizer, accelerator.scaler)
-    accelerator.wait_for_everyone()
-    accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
+
+def _backward(
+    accelerator: Accelerator,
+    denoiser: nn.Module,
+    method: GradientMethod[Any, Any],
+    state: Any,
+    student: Predictor,
+    teacher: Predictor,
+    config: TrainConfig,
+    step: int,
+) -> dict[str, float]:
+    """Gradients of one optimizer step, summed over its micro-batches; the mean of each loss over all its rows."""
+    sums: dict[str, Tensor] = {}
+    for micro in range(config.accumulation):
+        position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
+        last = micro == config.accumulation - 1
+        with nullcontext() if last else accelerator.no_sync(denoiser):
+            with accelerator.autocast():
+                losses = method.losses(method.batch(state, position, student), student, teacher, state)
+            total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
+            accelerator.backward(total / config.accumulation)
+        for name, loss in losses.items():
+            sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
+    values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
+    _check_finite(values, step)
+    return values
 
 
-def _trainable(backbone: Backbone, group: str) -> dict[str, nn.Parameter]:
-    names = set(backbone.parameters_of(group))
-    parameters = {n: p for n, p in backbone.denoiser.named_parameters() if n in names}
-    for parameter in parameters.values():
-        parameter.requires_grad_(True)
-    return parameters
+# -- when to stop -----------------------------------------------------------------------------------------------------------
+
+
+class _HeldOut:
+    """Rows that no step trains on: those of the positions after the last one. They are drawn once, from M(k-1), so every
+    check and every resumed process sees the same."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        method: GradientMethod[Any, Any],
+        state: Any,
+        teacher: Predictor,
+        config: TrainConfig,
+    ) -> None:
+        assert config.stop is not None
+        self._accelerator, self._method, self._state, self._teacher = accelerator, method, state, teacher
+        self._every, count = config.stop.check_every, config.stop.batches
+        first, process, processes = (
+            config.steps * config.accumulation,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        positions = [Position(first + i, process=process, processes=processes) for i in range(count)]
+        self._batches = [method.batch(state, position, teacher) for position in positions]
+
+    def due(self, done: int) -> bool:
+        return done % self._every == 0
+
+    @torch.no_grad()
+    def check(self, student: Predictor, done: int) -> Check:
+        distances = torch.zeros(2, device=self._accelerator.device)
+        for batch in self._batches:
+            with self._accelerator.autocast():
+                losses = dict(self._method.losses(batch, student, self._teacher, self._state))
+            forget = losses.pop("unlearn")
+            distances += torch.stack([forget, sum(losses.values(), torch.zeros_like(forget))]) / len(self._batches)
+        forget, retain = self._accelerator.reduce(distances, "mean").tolist()
+        _check_finite({"of the check": forget + retain}, done - 1)
+        return Check(done, forget, retain)
+
+
+def _stopped(done: int, checks: Sequence[Check], config: TrainConfig) -> Reason | None:
+    """Why training ends after `done` steps, if it does."""
+    if config.stop and checks[-1].step == done and (reason := verdict(checks, config.stop, config.warmup_steps)):
+        return reason
+    return "steps" if done == config.steps else None
+
+
+def _check_of_step(done: int, checks: Sequence[Check]) -> dict[str, float] | None:
+    if not checks or checks[-1].step != done:
+        return None
+    last = relative(checks)[-1]
+    return {"forget": last.forget, "retain": last.retain}
 
 
 def _check_finite(values: Mapping[str, float], step: int) -> None:
@@ -187,13 +278,20 @@ def _check_finite(values: Mapping[str, float], step: int) -> None:
         )
 
 
-# -- checkpoints: parameters, AdamW moments, steps done -------------------------------------------------------------------
+# -- checkpoints: parameters, AdamW moments, steps done, checks -----------------------------------------------------------
 
 
 def _store(
-    folder: Path, done: int, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any
+    folder: Path,
+    done: int,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: Any,
+    checks: Sequence[Check],
 ) -> None:
     tensors: dict[str, Tensor] = {}
+    if checks:
+        tensors["checks"] = torch.tensor([[c.step, c.forget, c.retain] for c in checks], dtype=torch.float64)
     for name, parameter in parameters.items():
         tensors[f"parameter.{name}"] = parameter
         # AdamW has no state yet where every step so far overflowed in fp16, and counts the steps that it really made.
@@ -209,11 +307,11 @@ def _store(
 
 def _restore(
     folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any
-) -> int:
-    """Load the latest checkpoint into parameters and optimizer; the number of steps that it had done (0 without one)."""
+) -> tuple[int, list[Check]]:
+    """Load the latest checkpoint into parameters and optimizer; how many steps it had done (0 without one), its checks."""
     latest = folder / "latest"
     if not latest.exists():
-        return 0
+        return 0, []
     path = folder / latest.read_text()
     tensors = load_tensors(path)
     done = int(path.stem.removeprefix("train-"))
@@ -228,7 +326,8 @@ def _restore(
     if scaler is not None:
         with safe_open(path, framework="pt") as file:
             scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
-    return done
+    rows = tensors["checks"].tolist() if "checks" in tensors else []
+    return done, [Check(int(step), forget, retain) for step, forget, retain in rows]
 
 
 def _keep_log_until(log: Path, done: int) -> None:

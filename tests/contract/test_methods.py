@@ -19,6 +19,7 @@ from expunge.methods import METHODS, Position
 from steps import SMALL, context, run_step
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
+weights_and_adapters = pytest.mark.parametrize("parameters", ["full", "lora"])
 
 
 def test_unknown_fields_are_errors(method: str) -> None:
@@ -63,7 +64,7 @@ def test_losses_are_finite_scalars_with_a_weight_each(method: str, backbone: Bac
 def test_only_the_declared_parameters_move_and_the_teacher_stays(
     method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
-    for group in ("cross-attention-kv", "cross-attention", "full"):
+    for group in ("cross-attention-kv", "cross-attention", "lora", "full"):
         backbone = fresh_backbone()
         before = {n: p.detach().clone() for n, p in backbone.denoiser.named_parameters()}
         after = run_step(backbone, tmp_path / group, method=method, parameters=group)
@@ -72,72 +73,109 @@ def test_only_the_declared_parameters_move_and_the_teacher_stays(
         assert len(moved) > 0.8 * len(backbone.parameters_of(group))
 
 
+@weights_and_adapters
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
-    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     first, again, other = (
-        run_step(fresh_backbone(), tmp_path / str(i), method=method, seed=seed) for i, seed in enumerate((1, 1, 2))
+        run_step(fresh_backbone(), tmp_path / str(i), method=method, parameters=parameters, seed=seed)
+        for i, seed in enumerate((1, 1, 2))
     )
     assert _equal(first, again)
     assert not _equal(first, other)
 
 
+@weights_and_adapters
 def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
-    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
-    whole = run_step(fresh_backbone(), tmp_path / "whole", method=method)
+    whole = run_step(fresh_backbone(), tmp_path / "whole", method=method, parameters=parameters)
 
     def interrupt(entry: StepLog) -> None:
         if entry.step == 3:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_step(fresh_backbone(), tmp_path / "broken", method=method, on_step=interrupt)
+        run_step(fresh_backbone(), tmp_path / "broken", method=method, parameters=parameters, on_step=interrupt)
     steps: list[int] = []
-    resumed = run_step(fresh_backbone(), tmp_path / "broken", method=method, on_step=lambda e: steps.append(e.step))
+    resumed = run_step(
+        fresh_backbone(),
+        tmp_path / "broken",
+        method=method,
+        parameters=parameters,
+        on_step=lambda e: steps.append(e.step),
+    )
     assert steps == [3, 4]
     assert _equal(whole, resumed)
     logs = [_log(tmp_path / name) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
 
 
+@weights_and_adapters
 def test_the_comparison_of_resumed_bits_can_fail(
-    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     """Without its optimizer moments a checkpoint is not enough."""
     from expunge.files import load_tensors, save_tensors
 
-    whole = run_step(fresh_backbone(), tmp_path / "whole", method=method)
-    run_step(fresh_backbone(), tmp_path / "half", method=method, steps=2)
+    whole = run_step(fresh_backbone(), tmp_path / "whole", method=method, parameters=parameters)
+    run_step(fresh_backbone(), tmp_path / "half", method=method, parameters=parameters, steps=2)
     path = tmp_path / "half" / "train-000002.safetensors"
     tensors = {n: torch.zeros_like(v) if n.startswith("exp_avg.") else v for n, v in load_tensors(path).items()}
     save_tensors(path, tensors)
-    assert not _equal(whole, run_step(fresh_backbone(), tmp_path / "half", method=method))
+    assert not _equal(whole, run_step(fresh_backbone(), tmp_path / "half", method=method, parameters=parameters))
 
 
-def test_accumulation_is_a_larger_batch(method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
-    joined = run_step(fresh_backbone(), tmp_path / "a", method=method, batch_size=4, accumulation=1, steps=2)
-    split = run_step(fresh_backbone(), tmp_path / "b", method=method, batch_size=2, accumulation=2, steps=2)
-    other = run_step(fresh_backbone(), tmp_path / "c", method=method, batch_size=2, accumulation=1, steps=2)
+@weights_and_adapters
+def test_accumulation_is_a_larger_batch(
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    joined = run_step(
+        fresh_backbone(), tmp_path / "a", method=method, parameters=parameters, batch_size=4, accumulation=1, steps=2
+    )
+    split = run_step(
+        fresh_backbone(), tmp_path / "b", method=method, parameters=parameters, batch_size=2, accumulation=2, steps=2
+    )
+    other = run_step(
+        fresh_backbone(), tmp_path / "c", method=method, parameters=parameters, batch_size=2, accumulation=1, steps=2
+    )
     assert _distance(joined, split) < 0.02 * _distance(joined, other)
 
 
-def test_bf16_trains_close_to_fp32(method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path) -> None:
+@weights_and_adapters
+def test_bf16_trains_close_to_fp32(
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
     logs = {}
     for precision in ("fp32", "bf16"):
         run_step(
-            fresh_backbone(), tmp_path / precision, method=method, precision=precision, steps=2, learning_rate=1e-4
+            fresh_backbone(),
+            tmp_path / precision,
+            method=method,
+            parameters=parameters,
+            precision=precision,
+            steps=2,
+            learning_rate=1e-4,
         )
         logs[precision] = [e["losses"] for e in _log(tmp_path / precision)]
     for exact, rounded in zip(logs["fp32"], logs["bf16"], strict=True):
         assert exact["unlearn"] == pytest.approx(rounded["unlearn"], rel=0.05)
 
 
+@weights_and_adapters
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(
-    method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
+    method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     with pytest.raises(ExpungeError, match="is not finite at optimizer step"):
-        run_step(fresh_backbone(), tmp_path, method=method, learning_rate=1e30, steps=8, warmup_steps=0)
+        run_step(
+            fresh_backbone(),
+            tmp_path,
+            method=method,
+            parameters=parameters,
+            learning_rate=1e30,
+            steps=8,
+            warmup_steps=0,
+        )
 
 
 def test_the_learning_rate_rises_over_optimizer_steps(method: str) -> None:

@@ -62,7 +62,8 @@ class Backbone(ABC):
     denoiser_name: ClassVar[str]
     """The pipeline component that is trained: "unet" or "transformer"."""
     parameter_groups: ClassVar[Mapping[str, str]]
-    """{group: regular expression over parameter names}; "full" is always there."""
+    """{group: regular expression over parameter names}; "full" is always there. "lora" names the weights of the linear
+    layers (attention and feed-forward projections) that adapters change; it is trained through them alone."""
     solvers: ClassVar[Mapping[str, type[Any]]]
     """{name: Diffusers scheduler class} beside "default", the pipeline's own."""
     replay_solver: ClassVar[str]

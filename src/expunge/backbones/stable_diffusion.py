@@ -21,7 +21,11 @@ class StableDiffusion(Backbone):
 
     pipeline_class = StableDiffusionPipeline
     denoiser_name = "unet"
-    parameter_groups = {"cross-attention": r"\.attn2\.", "cross-attention-kv": r"\.attn2\.to_[kv]\."}
+    parameter_groups = {
+        "cross-attention": r"\.attn2\.",
+        "cross-attention-kv": r"\.attn2\.to_[kv]\.",
+        "lora": r"\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))\.weight$",
+    }
     solvers = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
     replay_solver = "ddim"
 

@@ -28,6 +28,7 @@ class StableDiffusion3(Backbone):
     parameter_groups = {
         "cross-attention": r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.",
         "cross-attention-kv": r"\.attn\.add_[kv]_proj\.",
+        "lora": (r"\.(attn2?\.(to_([qkv]|out\.0|add_out)|add_[qkv]_proj)|ff(_context)?\.net\.(0\.proj|2))\.weight$"),
     }
     solvers = {"euler": FlowMatchEulerDiscreteScheduler}
     replay_solver = "euler"

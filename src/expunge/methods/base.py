@@ -114,7 +114,7 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
     @property
     @abstractmethod
     def weights(self) -> Mapping[str, float]:
-        """{loss: its weight in the total}, for every loss that a step may have."""
+        """{loss: its weight in the total}, for every loss that a step may have. The loss that forgets is called `unlearn`."""
 
     @abstractmethod
     def prepare(self, context: StepContext) -> tuple[StateT, Record]:

@@ -97,7 +97,8 @@ class RunConfig(_Strict):
         return [_constraint(section)[1] for section in self.constraints]
 
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True))
+        # TOML has no null: what is absent is off.
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
     @classmethod
     def from_toml(cls, text: str, where: str) -> Self:

@@ -7,6 +7,7 @@ What is on disk is not done again, so a step that was interrupted anywhere goes 
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 import time
@@ -27,12 +28,12 @@ from expunge.concepts import Concept, Request
 from expunge.engine import StepLog, compute_dtype, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, Value, evaluate, forget_rows, metrics, retention_rows
-from expunge.files import digest_file, load_tensors, read_json, save_tensors, write_json
+from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.methods import StepContext
 from expunge.prompts import PromptSource
 from expunge.stream.config import GateConfig, RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory, now, read_image, write_images, write_table
-from expunge.stream.summary import Check, EvaluationCounts, Metrics, Seconds, StepRecord, measure
+from expunge.stream.summary import Check, EvaluationCounts, Metrics, Seconds, StepRecord, Training, measure
 
 PICTURES_PER_CONCEPT = 3
 """Pictures of each concept and role that are kept for the report."""
@@ -119,6 +120,7 @@ def serve(
         evaluations=EvaluationCounts(forward=counts.forward, backward=counts.backward),
         metrics=result,
         level="final" if level == "final" else "between",
+        training=_training(step),
         gate=checks,
         files={p.name: digest_file(p) for p in (step.prompts, step.choices, step.weights, step.judgements)},
         finished_at=now(),
@@ -200,6 +202,7 @@ def _train(
             config.build_constraints(),
             {name: value.float() for name, value in shop.stored.items()},
             config.train,
+            seed=context.seed,
             checkpoint=step.state,
             log=step.log,
             evaluations=counts,
@@ -207,6 +210,13 @@ def _train(
         )
     with clock.measured("save"):
         _save(shop, step, previous)
+
+
+def _training(step: StepDirectory) -> Training:
+    """How training ended, from the last line of its log."""
+    last = json.loads(read_lines(step.log)[-1])
+    check = last["check"] or {"forget": None, "retain": None}
+    return Training(steps=last["step"], stopped=last["stopped"], **check)
 
 
 def _save(shop: Workshop, step: StepDirectory, previous: Path | None) -> None:

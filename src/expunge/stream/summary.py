@@ -9,6 +9,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.evaluation import Value, metrics
+from expunge.stopping import Reason
 
 Status = Literal["accepted", "rejected", "withdrawn"]
 
@@ -82,11 +83,28 @@ class StepSummary(_Strict):
     metrics: Metrics
 
 
+class Training(_Strict):
+    """How a step's training ended.
+
+    Attributes:
+        steps: optimizer steps that it took.
+        stopped: "steps" (all that it was given), "reached" or "settled" (docs/training.md).
+        forget, retain: distances on held-out rows at the end, relative to the forget distance at the start; None without
+            a stopping rule, or where the last step was not checked.
+    """
+
+    steps: int
+    stopped: Reason
+    forget: float | None
+    retain: float | None
+
+
 class StepRecord(StepSummary):
     """`step.json`."""
 
     schema_: Literal[1] = Field(1, alias="schema")
     level: Literal["between", "final"]
+    training: Training
     gate: list[Check]
     files: dict[str, str]
     finished_at: str

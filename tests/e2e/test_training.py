@@ -1,0 +1,35 @@
+"""Adapters and the stopping rule through the command line: what a user finds in the run directory afterwards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+from expunge import Run
+from expunge.backbones import stored_denoiser
+from expunge.files import load_tensors
+from runs import FAST, expunge
+
+
+def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    rule = "{check_every = 2, patience = 1, tolerance = 10, batches = 1}"  # any second check is close enough
+    settings = ("--set", "train.parameters=lora", "--set", f"train.stop={rule}", "--set", "train.warmup_steps=2")
+    expunge("run", path, "panda", *FAST, *settings)
+
+    step = path / "steps" / "0001"
+    log = [json.loads(line) for line in (step / "train.jsonl").read_text().splitlines()]
+    assert [line["stopped"] for line in log] == [None, None, None, "settled"]  # of six; checks after 2 and 4 agree
+    assert [line["step"] for line in log if line["check"]] == [2, 4]
+    training = json.loads((step / "step.json").read_text())["training"]
+    assert training == {"steps": 4, "stopped": "settled", **log[-1]["check"]}
+
+    run = Run(path)
+    assert run.config.train.stop is not None
+    weights = load_tensors(step / "weights.safetensors")
+    assert weights.keys() <= set(run.backbone().parameters_of("lora"))  # the stored dtype may round a small update away
+    expunge("export", path, tmp_path / "clean")
+    stored = stored_denoiser(tmp_path / "clean")
+    assert all(torch.equal(stored[name], value) for name, value in weights.items())
