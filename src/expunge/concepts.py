@@ -7,6 +7,7 @@ Matching is by whole words and phrases: "pineapple" does not speak of "apple", "
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -72,8 +73,14 @@ class Request(BaseModel):
 
 def words(text: str) -> list[str]:
     """Lower-case words of a text, one spelling per letter (NFKC); hyphens and underscores separate words."""
+    return list(_words(text))
+
+
+@lru_cache(maxsize=1 << 16)  # the same prompts are asked about concept after concept
+def _words(text: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFKC", text).casefold()
-    return "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in text).split()
+    kept = "".join(c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in text)
+    return tuple(kept.split())
 
 
 def mentions(prompt: str, concept: Concept) -> str | None:

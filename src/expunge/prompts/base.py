@@ -37,6 +37,10 @@ class ScenePrompt:
 class PromptSource(Protocol):
     """Where prompts come from. Every draw depends on `seed` alone."""
 
+    @property
+    def digest(self) -> str:
+        """Digest of what the prompts are made from; each step's event in the run holds it."""
+
     def concept(self, name: str) -> Concept:
         """The concept that people call `name` (its name or an alias).
 
@@ -45,7 +49,11 @@ class PromptSource(Protocol):
         """
 
     def related(self, concept: Concept) -> list[str]:
-        """Names of other concepts that could stand in its place, those of its own group first."""
+        """Names of other concepts that could stand in its place, those of its own group first.
+
+        Raises:
+            ExpungeError: for a concept that the source can measure but has no prompts to forget it with.
+        """
 
     def unrelated(self, concept: Concept) -> list[str]:
         """Names of concepts outside its group."""
@@ -53,7 +61,10 @@ class PromptSource(Protocol):
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:
-        """`count` prompts that show the concept and never a name in `avoid`; candidates from `replacements`."""
+        """Up to `count` prompts that show the concept and never a name in `avoid`.
+
+        A source that writes candidates makes them from `replacements`; one that was handed candidates keeps those.
+        """
 
     def retain_prompts(self, names: Sequence[str], count: int, seed: int, avoid: frozenset[str]) -> list[str]:
         """`count` prompts that show the concepts `names` in turn and never one in `avoid`."""

@@ -15,16 +15,25 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from expunge.concepts import Concept, words
 from expunge.errors import ExpungeError, nearest
+from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
+from expunge.prompts.deck import Deck
 
-_T = TypeVar("_T")
 _SLOT = re.compile(r"\{(\w+)\}")
+
+
+class VocabularyConfig(BaseModel):
+    """`vocabulary`: a vocabulary file, or "iconworld" for the built-in one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: Literal["vocabulary"] = "vocabulary"
+    vocabulary: str = "iconworld"
 
 
 class Slot(BaseModel):
@@ -64,6 +73,7 @@ class Vocabulary(BaseModel):
     slots: dict[str, Slot]
     groups: tuple[Group, ...]
     aliases: dict[str, tuple[str, ...]] = {}
+    confusables: dict[str, tuple[str, ...]] = {}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -85,24 +95,31 @@ class Vocabulary(BaseModel):
             raise ValueError(f"these concepts stand in two groups: {twice}")
         if unknown := sorted({g.slot for g in self.groups} - set(self.slots)):
             raise ValueError(f"groups name slots that do not exist: {unknown}")
-        if unknown := sorted(set(self.aliases) - set(names)):
-            raise ValueError(f"aliases are given for concepts that do not exist: {unknown}")
+        for field, given in (("aliases", self.aliases), ("confusables", self.confusables)):
+            if unknown := sorted(set(given) - set(names)):
+                raise ValueError(f"{field} are given for concepts that do not exist: {unknown}")
+        for group in self.groups:
+            for name in group.concepts:
+                self._concept(group, name)  # a name that cannot be one, or a confusable that is an alias too
         return self
 
     # -- PromptSource ---------------------------------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        return digest_bytes(canonical_json(self.model_dump(mode="json", by_alias=True)).encode())
 
     def concept(self, name: str) -> Concept:
         wanted = words(name)
         for group in self.groups:
             for known in group.concepts:
-                aliases = self.aliases.get(known, ())
-                if wanted in [words(n) for n in (known, *aliases)]:
+                concept = self._concept(group, known)
+                if wanted in [words(n) for n in concept.names]:
                     if known == self.slots[group.slot].plain:
                         raise ExpungeError(
                             f"{known!r} is what a prompt shows that names no {group.slot}, so it cannot be asked to go."
                         )
-                    kind = group.kind or self.slots[group.slot].kind
-                    return Concept(name=known, kind=kind, aliases=aliases)
+                    return concept
         raise ExpungeError(f"The vocabulary has no concept {name!r}. {nearest(name, self.names())}")
 
     def related(self, concept: Concept) -> list[str]:
@@ -167,6 +184,14 @@ class Vocabulary(BaseModel):
 
         return _SLOT.sub(phrase, template).strip()
 
+    def _concept(self, group: Group, name: str) -> Concept:
+        return Concept(
+            name=name,
+            kind=group.kind or self.slots[group.slot].kind,
+            aliases=self.aliases.get(name, ()),
+            confusables=self.confusables.get(name, ()),
+        )
+
     def _concepts(self, group: Group) -> list[str]:
         """The names of a group but the one that is the same as saying nothing."""
         return [n for n in group.concepts if n != self.slots[group.slot].plain]
@@ -184,8 +209,8 @@ class Vocabulary(BaseModel):
         rng = random.Random(f"{seed}/{name}")
         fixed = self.slot_of(name)
         drawn: list[tuple[str, dict[str, str]]] = []
-        template_deck = _Deck(templates, rng)
-        decks: dict[str, _Deck[str | None]] = {}
+        template_deck = Deck(templates, rng)
+        decks: dict[str, Deck[str | None]] = {}
         for slot, description in self.slots.items():
             if slot == fixed:
                 continue
@@ -196,21 +221,8 @@ class Vocabulary(BaseModel):
                 values += [None] * (None not in values)
             if not values:
                 raise ExpungeError(f"No value is left for the {slot} of a prompt: every one is forgotten or held out.")
-            decks[slot] = _Deck(values, rng)
+            decks[slot] = Deck(values, rng)
         for _ in range(count):
             filled = {slot: deck.draw() for slot, deck in decks.items()} | {fixed: name}
             drawn.append((template_deck.draw(), {s: v for s in self.slots if (v := filled[s]) is not None}))
         return drawn
-
-
-class _Deck(Generic[_T]):
-    """Draws without replacement, reshuffled when empty."""
-
-    def __init__(self, values: Sequence[_T], rng: random.Random) -> None:
-        self._values, self._rng, self._left = list(values), rng, list[_T]()
-
-    def draw(self) -> _T:
-        if not self._left:
-            self._left = self._values.copy()
-            self._rng.shuffle(self._left)
-        return self._left.pop()

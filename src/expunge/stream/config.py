@@ -6,15 +6,16 @@ import importlib.util
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
 from expunge.errors import ExpungeError, nearest
 from expunge.methods import METHODS, GradientMethod
+from expunge.prompts import FolderConfig, LlmConfig, VocabularyConfig
 from expunge.replay import ReplayConfig
 
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
@@ -31,11 +32,21 @@ class ModelConfig(_Strict):
     digest: str = ""
 
 
-class PromptsConfig(_Strict):
-    """`vocabulary`: a vocabulary file, or "iconworld" for the built-in one."""
+def _prompt_source(section: Any) -> Any:
+    return section.get("source", "vocabulary") if isinstance(section, dict) else getattr(section, "source", None)
 
-    source: Literal["vocabulary"] = "vocabulary"
-    vocabulary: str = "iconworld"
+
+PromptsConfig = Annotated[
+    Annotated[VocabularyConfig, Tag("vocabulary")]
+    | Annotated[FolderConfig, Tag("folder")]
+    | Annotated[LlmConfig, Tag("llm")],
+    Discriminator(
+        _prompt_source,
+        custom_error_type="prompt_source",
+        custom_error_message="a source of prompts is 'vocabulary', 'folder' or 'llm'",
+    ),
+]
+"""Where prompts come from; each source has its own fields."""
 
 
 class EvaluateConfig(_Strict):
@@ -67,7 +78,7 @@ class RunConfig(_Strict):
     constraints: tuple[dict[str, Any], ...] = ()
     replay: ReplayConfig = ReplayConfig()
     train: TrainConfig = TrainConfig()
-    prompts: PromptsConfig = PromptsConfig()
+    prompts: PromptsConfig = VocabularyConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
 

@@ -19,7 +19,16 @@ from expunge.engine import compute_dtype
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Judge, Protocol, SamplerConfig, find_judge, forget_rows, paint, retention_rows
 from expunge.files import load_tensors, write_json, write_text
-from expunge.prompts import PromptSource, Vocabulary
+from expunge.prompts import (
+    FolderConfig,
+    KnownConcepts,
+    LlmConfig,
+    LlmPrompts,
+    PromptFolder,
+    PromptSource,
+    Vocabulary,
+    VocabularyConfig,
+)
 from expunge.stream.config import RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
 from expunge.stream.step import Progress, ProgressCallback, Workshop, serve
@@ -74,7 +83,7 @@ class Run:
         folder = _model_folder(config.model.source)
         _check(config, folder)
         source = _source(config)
-        asked = [source.concept(n).name for names in requests for n in ([names] if isinstance(names, str) else names)]
+        asked = [_forgettable(source, n).name for r in requests for n in ([r] if isinstance(r, str) else r)]
         if twice := sorted({name for name in asked if asked.count(name) > 1}):
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         _check_judged(_protocol(config), source, [source.concept(name) for name in asked], folder)
@@ -97,7 +106,7 @@ class Run:
         """
         if not names:
             raise ExpungeError("A request names at least one concept.")
-        concepts = tuple(dict.fromkeys(self.source.concept(name) for name in names))
+        concepts = tuple(dict.fromkeys(_forgettable(self.source, name) for name in names))
         _check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending:
             requests = self.directory.requests()
@@ -275,8 +284,20 @@ def _model_name(source: str, folder: Path) -> str:
 
 
 def _source(config: RunConfig) -> PromptSource:
-    name = config.prompts.vocabulary
-    return iconworld.vocabulary() if name == "iconworld" else Vocabulary.read(Path(name))
+    match config.prompts:
+        case FolderConfig(folder=folder, concepts=concepts):
+            return PromptFolder(Path(folder), KnownConcepts.read(concepts))
+        case LlmConfig() as llm:
+            return LlmPrompts(llm, KnownConcepts.read(llm.concepts))
+        case VocabularyConfig(vocabulary=name):
+            return iconworld.vocabulary() if name == "iconworld" else Vocabulary.read(Path(name))
+
+
+def _forgettable(source: PromptSource, name: str) -> Concept:
+    """The concept `name`, for which the source has prompts: said when it is asked for, not when its turn comes."""
+    concept = source.concept(name)
+    source.related(concept)
+    return concept
 
 
 def _protocol(config: RunConfig) -> Protocol:

@@ -126,7 +126,9 @@ def serve(
         finished_at=now(),
     )
     write_json(step.record, record.model_dump(mode="json", by_alias=True))
-    shop.directory.add_event(record.status, step=step.index, record=digest_file(step.record))
+    shop.directory.add_event(
+        record.status, step=step.index, record=digest_file(step.record), prompts=shop.source.digest
+    )
     step.forget_state()
     return record
 

@@ -1,0 +1,172 @@
+"""Questions to a language model that are answered in JSON: checked, asked again a few times, kept on disk.
+
+Any server that speaks the chat-completions protocol will do. The name of a cached answer is the digest of the model and the
+question, and a cached answer is checked like a fresh one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from expunge.errors import ExpungeError
+from expunge.files import canonical_json, digest_bytes, digest_folder, read_json, write_json
+
+_T = TypeVar("_T")
+_OPENAI = "https://api.openai.com/v1"
+_SYSTEM = "You write prompts for text-to-image models. Answer with one JSON object and nothing else."
+
+
+class LlmConfig(BaseModel):
+    """The API key is read from the environment (OPENAI_API_KEY) and never written; a server of your own needs none.
+
+    Attributes:
+        model: the model's name, as the server calls it.
+        base_url: the server, up to and with "/v1".
+        cache: folder of the answers. With it a run is repeated without asking.
+        concepts: a file of kinds, aliases and confusables, or "" for none.
+        evaluation_prompts: prompts for each concept that are kept for measuring and never trained on.
+        attempts: how often a question is asked before the run stops.
+        timeout_seconds: how long one answer may take.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    source: Literal["llm"] = "llm"
+    model: str = Field(min_length=1)
+    base_url: str = Field(_OPENAI, pattern=r"^https?://[^\s/]+")
+    cache: str = "prompt-cache"
+    concepts: str = ""
+    evaluation_prompts: int = Field(20, ge=1, le=50)
+    attempts: int = Field(4, ge=1)
+    timeout_seconds: float = Field(120.0, gt=0)
+
+
+class Unusable(Exception):
+    """What is wrong with an answer, in words that the model is told."""
+
+
+class Asking:
+    """One model, and the answers that it gave."""
+
+    def __init__(self, config: LlmConfig) -> None:
+        self._config, self._cache = config, Path(config.cache)
+        if self._cache.exists() and not self._cache.is_dir():
+            raise ExpungeError(f"prompts.cache ({self._cache}) is a file. Name a folder.")
+
+    @cached_property
+    def _client(self) -> Any:
+        """Made for the first question that is not cached: with all of them cached no key is needed.
+
+        Raises:
+            ExpungeError: without the extra `llm`, or without a key for a server that needs one.
+        """
+        if importlib.util.find_spec("openai") is None:
+            raise ExpungeError('Prompts by a language model need `pip install "expunge[llm]"`.')
+        import openai
+
+        config, key = self._config, os.environ.get("OPENAI_API_KEY", "")
+        if not key and config.base_url.rstrip("/") == _OPENAI:
+            raise ExpungeError(
+                "There is no API key in the environment. Set OPENAI_API_KEY, or prompts.base_url for a server of your own."
+            )
+        return openai.OpenAI(
+            api_key=key or "none",
+            base_url=config.base_url,
+            timeout=config.timeout_seconds,
+            max_retries=config.attempts - 1,  # the client repeats what the network or the server failed at
+        )
+
+    @property
+    def digest(self) -> str:
+        """Digest of all cached answers."""
+        return digest_folder(self._cache, (".json",))
+
+    def ask(self, question: str, check: Callable[[Any], _T]) -> _T:
+        """What `check` makes of the answer.
+
+        Args:
+            check: takes the decoded JSON object; raises `Unusable` for an answer that will not do.
+
+        Raises:
+            ExpungeError: when the server cannot be used, or no answer was usable.
+        """
+        name = digest_bytes(canonical_json([self._config.model, _SYSTEM, question]).encode()).removeprefix("sha256:")
+        file = self._cache / f"{name}.json"
+        if file.exists():
+            kept = read_json(file)
+            try:
+                return check(kept["answer"])
+            except (KeyError, TypeError, Unusable) as error:
+                raise ExpungeError(f"The cached answer {file} cannot be used: {error}. Delete it to ask again.") from error
+        messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
+        problem = ""
+        for _ in range(self._config.attempts):
+            text, problem = self._reply(messages)
+            if not problem:
+                try:
+                    answer = _decoded(text)
+                    result = check(answer)
+                except Unusable as error:
+                    problem = str(error)
+                else:
+                    write_json(file, {"model": self._config.model, "question": question, "answer": answer})
+                    return result
+            retry = f"That answer cannot be used: {problem}. Answer the question again, completely."
+            told = [{"role": "assistant", "content": text}, {"role": "user", "content": retry}]
+            messages = [*messages[:2], *(told if text else [])]
+        raise ExpungeError(
+            f"{self._config.model} gave no usable answer in {self._config.attempts} attempts. The last one: {problem}. "
+            "Try another model, or write the prompts into a folder (docs/prompts.md)."
+        )
+
+    def _reply(self, messages: list[dict[str, str]]) -> tuple[str, str]:
+        """The text of one reply, and what is wrong with it ("" where nothing is)."""
+        config, client = self._config, self._client
+        import openai
+
+        try:
+            reply = client.chat.completions.create(
+                model=config.model, messages=messages, response_format={"type": "json_object"}
+            )
+        except openai.APITimeoutError as error:
+            raise ExpungeError(
+                f"{config.base_url} did not answer within {config.timeout_seconds:g} seconds, in {config.attempts} "
+                "attempts. Raise prompts.timeout_seconds, or try later; answers so far are kept."
+            ) from error
+        except openai.OpenAIError as error:
+            raise ExpungeError(f"{config.base_url} cannot be used ({error}). Answers so far are kept.") from error
+        except ValueError as error:  # the body of the reply is no JSON at all
+            return "", f"the server's reply is not JSON ({error})"
+        choices = getattr(reply, "choices", None)
+        if not choices or getattr(choices[0], "message", None) is None:
+            return "", "the server's reply holds no message"
+        choice = choices[0]
+        text = choice.message.content or ""
+        if refusal := getattr(choice.message, "refusal", None):
+            return text, f"the model refused ({refusal})"
+        if choice.finish_reason == "content_filter":
+            return text, "the server filtered it"
+        if choice.finish_reason == "length":
+            return text, "it was cut off at the server's limit of length"
+        return text, "" if text else "it is empty"
+
+
+def _decoded(text: str) -> Any:
+    """The JSON object that `text` is, also in a code fence."""
+    bare = text.strip()
+    if bare.startswith("```"):
+        bare = bare.partition("\n")[2].rpartition("```")[0]
+    try:
+        answer = json.loads(bare)
+    except json.JSONDecodeError as error:
+        raise Unusable(f"it is not JSON ({error})") from error
+    if not isinstance(answer, dict):
+        raise Unusable("it is not a JSON object")
+    return answer

@@ -1,0 +1,188 @@
+"""Prompts from a folder: paired by id, leaks and misalignments named with file and line."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from expunge.concepts import Concept, mentions
+from expunge.errors import ExpungeError
+from expunge.prompts import KnownConcepts, PromptFolder
+
+DATA = Path(__file__).parents[1] / "data"
+NOTHING: frozenset[str] = frozenset()
+
+
+def read(folder: Path = DATA / "prompts", known: KnownConcepts | None = None) -> PromptFolder:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PromptFolder(folder, known)
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(DATA / "prompts", tmp_path / "prompts"))
+
+
+FOLDER = read()
+GOLF_BALL = FOLDER.concept("Golf-ball")
+
+
+def change(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
+
+
+def test_leaks_are_left_out_and_named_with_file_and_line() -> None:
+    with pytest.warns(UserWarning, match=r"golf_ball/related_score\.txt:6: 'Somebody collects golf balls' leaks"):
+        PromptFolder(DATA / "prompts")
+    assert len(FOLDER.leaks) == 2
+    assert "golf_ball/related_concepts.txt:3: 'golf ball marker' leaks 'golf ball'" in FOLDER.leaks[0]
+    assert "golf ball marker" not in FOLDER.related(GOLF_BALL)
+    assert not any(mentions(p, GOLF_BALL) for p in FOLDER.retain_prompts(["plum", "marble"], 40, 1, NOTHING))
+
+
+def test_a_leaking_candidate_is_left_out_with_its_own_line(copy: Path) -> None:
+    change(copy / "golf_ball/candidates_clip.json", "A plum floats on a pond", "Golf balls float on a pond")
+    leak = next(leak for leak in read(copy).leaks if "candidates" in leak)
+    file, line, _ = leak.split(":", 2)
+    assert "Golf balls float" in Path(file).read_text().splitlines()[int(line) - 1]
+    prompt = read(copy).forget_prompts(GOLF_BALL, [], 9, 1, NOTHING)
+    assert sorted(len(p.candidates) for p in prompt) == [2, 3, 3, 3]
+
+
+def test_forget_and_mapping_prompts_are_paired_by_id_and_not_by_place(copy: Path) -> None:
+    file = copy / "golf_ball/candidates_clip.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
+    turned = read(copy).forget_prompts(GOLF_BALL, [], 4, 1, NOTHING)
+    assert sorted(turned, key=lambda p: p.id) == sorted(
+        FOLDER.forget_prompts(GOLF_BALL, [], 4, 1, NOTHING), key=lambda p: p.id
+    )
+    pond = next(p for p in turned if p.prompt == "A golf ball floats on a pond")
+    assert [(c.replacement, c.prompt) for c in pond.candidates][1:] == [
+        ("plum", "A plum floats on a pond"),
+        (None, "Nothing floats on a pond"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ('"id": "3"', '"id": "7"', "train.csv has no prompt with the id '7'"),
+        ('"id": "3"', '"id": "2"', "the id '2' stands here a second time"),
+        ("A golf ball floats on a pond", "A golf ball on a lake", "'A golf ball on a lake' is not the prompt"),
+    ],
+)
+def test_misalignments_are_named_with_file_and_line(copy: Path, old: str, new: str, sentence: str) -> None:
+    file = copy / "golf_ball/candidates_clip.json"
+    change(file, old, new)
+    line = next(i for i, text in enumerate(file.read_text().splitlines(), 1) if new in text)
+    with pytest.raises(ExpungeError) as error:
+        read(copy)
+    named = [text for text in str(error.value).splitlines() if sentence in text]
+    assert len(named) == 1
+    # An entry is named by the line that it begins in, just above its id; the second "2" comes after the first.
+    assert abs(int(named[0].split(":")[1]) - line) <= 2 or new == '"id": "2"'
+
+
+def test_a_forget_prompt_without_candidates_is_named(copy: Path) -> None:
+    with open(copy / "golf_ball/train.csv", "a") as file:
+        file.write("5,A golf ball on the moon\n")
+    with pytest.raises(ExpungeError, match=r"train\.csv:6: 'A golf ball on the moon' \(id '5'\) has no candidates"):
+        read(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "sentence"),
+    [
+        ("train.csv", "id,text\n1,x\n", r"train\.csv:1: this line needs the columns id,prompt"),
+        ("train.csv", "id,prompt\n1,a golf ball\n1,b\n", r"train\.csv:3: this line repeats the id '1'"),
+        ("train.csv", "id,prompt\n1,a golf ball\n2,\n", r"train\.csv:3: this line has no prompt"),
+        ("val.csv", "id,prompt\n1,a golf ball floats on a pond!\n", r"val\.csv:2: .* is a training prompt too"),
+        ("candidates_clip.json", "[\n{]", r"candidates_clip\.json:2: this line is not JSON"),
+        ("candidates_clip.json", '[\n{"id": 1}]', r"candidates_clip\.json:2: this line needs an id, a source"),
+        ("related_score.txt", None, r"related_score\.txt cannot be read"),
+    ],
+)
+def test_a_bad_file_is_named_with_its_line(copy: Path, name: str, text: str | None, sentence: str) -> None:
+    file = copy / "golf_ball" / name
+    if text is None:
+        file.unlink()
+    else:
+        file.write_text(text)
+    with pytest.raises(ExpungeError, match=sentence):
+        read(copy)
+
+
+def test_what_is_off_limits_is_in_no_prompt() -> None:
+    avoid = frozenset({"plum", "golf ball"})
+    for prompt in FOLDER.forget_prompts(GOLF_BALL, [], 4, 1, avoid):
+        assert {c.replacement for c in prompt.candidates} == {"marble", None}
+    assert not any("lum" in p for p in FOLDER.retain_prompts(["plum", "marble"], 20, 1, avoid))
+    with pytest.raises(ExpungeError, match="No retain prompt is left"):
+        FOLDER.retain_prompts(["plum"], 3, 1, avoid)
+    plum = FOLDER.concept("plum")
+    shown = FOLDER.evaluation_prompts(plum, 2, 1, frozenset({"golf ball"}), {})
+    assert sorted(p.prompt for p in shown) == ["A plum on a saddle", "Plum still life"]
+    assert shown[0].scene == {"thing": "Plum"}
+    with pytest.raises(ExpungeError, match="has 2 evaluation prompts for 'Plum', not 3"):
+        FOLDER.evaluation_prompts(plum, 3, 1, frozenset({"golf ball"}), {})
+
+
+def test_a_race_car_is_a_car_only_where_nobody_says_otherwise() -> None:
+    race_car, bicycle = FOLDER.concept("race car"), ["bicycle"]
+    assert len(FOLDER.forget_prompts(race_car, [], 9, 1, frozenset({"car"}))) == 4  # its own name is no leak
+    assert "A car beside a bicycle" in FOLDER.retain_prompts(bicycle, 2, 1, frozenset({"race car"}))
+    assert "A car beside a bicycle" not in FOLDER.retain_prompts(bicycle, 4, 1, frozenset({"car"}))
+    plain, told = KnownConcepts(), KnownConcepts.read(str(DATA / "concepts.toml"))
+    assert plain.free_of(["a race car", "a car"], ["car"]) == []
+    assert told.free_of(["a race car", "a car"], ["car"]) == ["a race car"]
+    assert told.free_of(["golf balls", "a golfball", "a tennis ball"], ["golf ball"]) == ["a tennis ball"]
+
+
+def test_a_prompt_that_names_no_neighbour_belongs_to_the_one_before_it() -> None:
+    assert FOLDER.related(GOLF_BALL) == ["plum", "marble"]  # there is no prompt for an acorn
+    assert "Juice drips onto a plate" in FOLDER.retain_prompts(["plum"], 3, 1, NOTHING)
+    assert "Juice drips onto a plate" not in FOLDER.retain_prompts(["marble"], 4, 1, NOTHING)
+    assert FOLDER.unrelated(GOLF_BALL) == ["tractor", "bicycle"]
+
+
+def test_what_can_only_be_measured_cannot_be_forgotten() -> None:
+    with pytest.raises(ExpungeError, match="can measure 'Lighthouse' .* but not forget it"):
+        FOLDER.related(FOLDER.concept("lighthouse"))
+    with pytest.raises(ExpungeError, match="no prompts for 'lighthous'. Did you mean Lighthouse"):
+        FOLDER.concept("lighthous")
+
+
+def test_kinds_and_aliases_come_from_the_concepts_file() -> None:
+    told = read(known=KnownConcepts.read(str(DATA / "concepts.toml")))
+    assert told.concept("golfball") == Concept(
+        name="golf ball", aliases=("golfball",), confusables=("tennis ball",)
+    )  # fmt: skip
+    assert told.digest != FOLDER.digest == read().digest
+
+
+def test_draws_depend_on_the_seed_alone() -> None:
+    first, again, other = (FOLDER.retain_prompts(["plum", "marble"], 12, seed, NOTHING) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.skipif("EXPUNGE_LACU_PROMPTS" not in os.environ, reason="EXPUNGE_LACU_PROMPTS names no folder")
+def test_the_published_folder_loads() -> None:
+    folder = read(Path(os.environ["EXPUNGE_LACU_PROMPTS"]))
+    assert len(folder.read) == 10
+    leaks = [leak.split("/")[-1] for leak in folder.leaks if "related_score" in leak]
+    assert [leak.split(": ")[0] for leak in leaks] == ["related_score.txt:63", "related_score.txt:68"]
+    for one in folder.read:
+        prompts = folder.forget_prompts(one.concept, [], 100, 1, NOTHING)
+        assert len(prompts) == 100
+        assert all(len(p.candidates) >= 9 for p in prompts)
+        assert len(folder.evaluation_prompts(one.concept, 20, 1, NOTHING, {})) == 20
+        assert len(folder.retain_prompts(folder.related(one.concept), 100, 1, NOTHING)) == 100
+    assert len(folder.evaluation_prompts(folder.concept("tennis ball"), 20, 1, frozenset({"golf ball"}), {})) == 20
