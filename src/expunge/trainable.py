@@ -55,7 +55,9 @@ class Direct:
     """The weights themselves."""
 
     def __init__(self, denoiser: nn.Module, names: set[str]) -> None:
-        self.parameters = {n: p.requires_grad_(True) for n, p in denoiser.named_parameters() if n in names}
+        self.parameters: Mapping[str, nn.Parameter] = {n: p for n, p in denoiser.named_parameters() if n in names}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(True)
         self.weights: Mapping[str, Tensor] = self.parameters
 
     def constrained(self) -> AbstractContextManager[Mapping[str, nn.Parameter]]:
@@ -76,13 +78,16 @@ class LowRank:
                 peft.LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=modules), denoiser
             )
         self._layers: dict[str, Any] = {name: denoiser.get_submodule(name) for name in modules}
-        self.parameters: dict[str, nn.Parameter] = {}
+        parameters: dict[str, nn.Parameter] = {}
         for name, layer in self._layers.items():
             a, b = self._factors(layer)
             drawn = nn.init.kaiming_uniform_(torch.empty(a.shape), a=math.sqrt(5), generator=generator)
             with torch.no_grad():
                 a.copy_(drawn)
-            self.parameters |= {f"{name}.lora_A": a.requires_grad_(True), f"{name}.lora_B": b.requires_grad_(True)}
+            parameters |= {f"{name}.lora_A": a, f"{name}.lora_B": b}
+        for parameter in parameters.values():
+            parameter.requires_grad_(True)
+        self.parameters: Mapping[str, nn.Parameter] = parameters
         self.weights: Mapping[str, Tensor] = {
             f"{n}.weight": layer.base_layer.weight for n, layer in self._layers.items()
         }
