@@ -154,9 +154,9 @@ def test_a_prompt_that_names_no_neighbour_belongs_to_the_one_before_it() -> None
 
 
 def test_what_can_only_be_measured_cannot_be_forgotten() -> None:
-    with pytest.raises(ExpungeError, match="can measure 'Lighthouse' .* but not forget it"):
+    with pytest.raises(ExpungeError, match=r"can measure 'Lighthouse' .* but not forget it"):
         FOLDER.related(FOLDER.concept("lighthouse"))
-    with pytest.raises(ExpungeError, match="no prompts for 'lighthous'. Did you mean Lighthouse"):
+    with pytest.raises(ExpungeError, match=r"no prompts for 'lighthous'\. Did you mean Lighthouse"):
         FOLDER.concept("lighthous")
 
 

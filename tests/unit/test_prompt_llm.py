@@ -142,7 +142,7 @@ def test_cached_answers_need_no_server_and_no_key(server: Server, tmp_path: Path
     again = source(server, tmp_path, base_url="https://api.openai.com/v1")
     assert (again.related(GOLF_BALL), again.digest, len(server.asked)) == (related, digest, count)
     assert not any("golf" in file.name for file in (tmp_path / "cache").iterdir())
-    with pytest.raises(ExpungeError, match="no API key in the environment. Set OPENAI_API_KEY"):
+    with pytest.raises(ExpungeError, match=r"no API key in the environment\. Set OPENAI_API_KEY"):
         again.related(Concept(name="fox"))
     source(server, tmp_path).related(Concept(name="fox"))
     assert again.digest != digest
@@ -259,5 +259,5 @@ def test_a_server_that_is_silent_is_left_in_time(server: Server, tmp_path: Path)
 
 
 def test_a_server_that_is_not_there_is_named(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(ExpungeError, match="http://127.0.0.1:9/v1 cannot be used"):
+    with pytest.raises(ExpungeError, match=r"http://127\.0\.0\.1:9/v1 cannot be used"):
         source(server, tmp_path, attempts=1, base_url="http://127.0.0.1:9/v1").related(GOLF_BALL)

@@ -104,7 +104,9 @@ class Asking:
             try:
                 return check(kept["answer"])
             except (KeyError, TypeError, Unusable) as error:
-                raise ExpungeError(f"The cached answer {file} cannot be used: {error}. Delete it to ask again.") from error
+                raise ExpungeError(
+                    f"The cached answer {file} cannot be used: {error}. Delete it to ask again."
+                ) from error
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
         problem = ""
         for _ in range(self._config.attempts):

@@ -177,7 +177,9 @@ def _read(place: Path, concept: Concept) -> ConceptFolder:
     trained = {tuple(words(line.text)): line for line in forget.values()}
     for line in evaluation:
         if twin := trained.get(tuple(words(line.text))):
-            raise ExpungeError(f"{line} is a training prompt too ({twin.file.name}:{twin.number}). Measure with others.")
+            raise ExpungeError(
+                f"{line} is a training prompt too ({twin.file.name}:{twin.number}). Measure with others."
+            )
     pairs = []
     for id, candidates in _candidates(place / "candidates_clip.json", forget).items():
         left = [candidate for line, candidate in candidates if kept(line, shows=False)]
