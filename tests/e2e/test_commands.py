@@ -83,6 +83,7 @@ def test_the_events_are_a_chain(finished_run: Path) -> None:
         "created", "requested", "requested", "started", "accepted", "started", "accepted",
     ]  # fmt: skip
     assert [e["previous"] for e in events[1:]] == [digest_bytes(line.encode()) for line in lines[:-1]]
+    assert {e["prompts"] for e in events if e["event"] == "accepted"} == {iconworld.vocabulary().digest}
 
 
 def test_weights_hold_what_differs_from_the_base_in_its_stored_dtype(finished_run: Path) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS
-from expunge.stream import PRESETS, RunConfig, preset, summary_schema
+from expunge.stream import PRESETS, Run, RunConfig, preset, summary_schema
+
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -78,6 +80,12 @@ def test_everything_is_written_out_so_that_a_run_does_not_depend_on_defaults() -
         ({"train": {"learning_rate": -1}}, "train.learning_rate"),
         ({"constraints": [{"name": "l3"}]}, "no constraint 'l3'"),
         ({"replay": {"source": "buffer"}}, "'bank' or 'fresh'"),
+        ({"prompts": {"source": "foldr"}}, "a source of prompts is 'vocabulary', 'folder' or 'llm'"),
+        ({"prompts": {"source": "folder"}}, "prompts.folder.folder: Field required"),
+        ({"prompts": {"source": "folder", "folder": "x", "model": "y"}}, "no field 'prompts.folder.model'"),
+        ({"prompts": {"source": "llm", "model": "y", "vocabulary": "z"}}, "no field 'prompts.llm.vocabulary'"),
+        ({"prompts": {"source": "llm", "model": "y", "base_url": "localhost"}}, "prompts.llm.base_url"),
+        ({"prompts": {"folder": "x"}}, "no field 'prompts.vocabulary.folder'"),
     ],
 )
 def test_what_cannot_be_used_is_answered_with_a_sentence(changes: dict[str, object], sentence: str) -> None:
@@ -100,3 +108,31 @@ def test_a_method_of_ones_own_is_named_by_file_and_class(tmp_path: Path) -> None
 def test_the_published_schema_of_the_summary_is_the_one_in_the_code() -> None:
     path = Path(__file__).parents[2] / "docs" / "summary.schema.json"
     assert json.loads(path.read_text()) == summary_schema()
+
+
+@pytest.mark.filterwarnings("ignore:These prompts are left out")
+@pytest.mark.parametrize(
+    ("prompts", "sentence"),
+    [
+        ({"source": "folder", "folder": "nowhere"}, "nowhere holds no prompts"),
+        ({"source": "folder", "folder": str(PROMPTS), "concepts": "none.toml"}, "concepts file none.toml"),
+        ({"source": "folder", "folder": str(PROMPTS)}, "no prompts for 'fox'"),
+        ({"source": "llm", "model": "small"}, "no API key in the environment"),
+        ({"source": "llm", "model": "small", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}, "cannot be used"),
+    ],
+)
+def test_prompts_that_cannot_be_had_are_answered_before_a_model_is_loaded(
+    prompts: dict[str, object], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openai")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExpungeError, match=sentence):
+        Run.create("run", requests=["fox"], changes={"prompts": prompts})
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_source_of_prompts_survives_being_written_out() -> None:
+    for prompts in ({"source": "folder", "folder": "x"}, {"source": "llm", "model": "y"}, {"vocabulary": "z"}):
+        config = preset("lacu-iconworld", {"prompts": prompts})
+        assert RunConfig.from_toml(config.to_toml(), "run.toml") == config

@@ -103,3 +103,47 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, compl
     with pytest.raises(ExpungeError, match=complaint) as error:
         Vocabulary.read(path)
     assert str(path) in str(error.value)
+
+
+WORDS = """schema = 1
+templates = ["{thing}"]
+evaluation_templates = ["an image of {thing}"]
+[slots.thing]
+phrase = "{a} {}"
+kind = "object"
+[[groups]]
+name = "things"
+slot = "thing"
+concepts = ["car", "race car", "golf ball", "tennis ball"]
+[aliases]
+"golf ball" = ["golfball"]
+[confusables]
+"""
+
+
+def test_confusables_of_the_file_do_not_count_as_leaks(tmp_path: Path) -> None:
+    path = tmp_path / "words.toml"
+    path.write_text(WORDS + 'car = ["race car"]\n"golf ball" = ["tennis ball"]')
+    told = Vocabulary.read(path)
+    path.write_text(WORDS)
+    plain = Vocabulary.read(path)
+    assert mentions("a race car", plain.concept("car")) == "car"
+    assert mentions("a race car", told.concept("car")) is None
+    assert mentions("a race car beside a car", told.concept("car")) == "car"
+    assert mentions("golf balls", told.concept("golfball")) == "golf ball"
+    assert mentions("a tennis ball", told.concept("golf ball")) is None
+    assert told.digest != plain.digest
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('boat = ["ship"]', "confusables are given for concepts that do not exist"),
+        ('"golf ball" = ["golfball"]', "both a name of 'golf ball' and a confusable"),
+    ],
+)
+def test_confusables_that_cannot_be_are_named(tmp_path: Path, line: str, complaint: str) -> None:
+    path = tmp_path / "words.toml"
+    path.write_text(WORDS + line)
+    with pytest.raises(ExpungeError, match=complaint):
+        Vocabulary.read(path)

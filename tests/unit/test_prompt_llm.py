@@ -1,0 +1,263 @@
+"""Prompts by a language model, asked of a local server that speaks the chat-completions protocol, and that can fail."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge.concepts import Concept, mentions
+from expunge.errors import ExpungeError
+from expunge.prompts import KnownConcepts, LlmConfig, LlmPrompts
+
+pytest.importorskip("openai")
+
+GOLF_BALL = Concept(name="golf ball", aliases=("golfball",), confusables=("tennis ball",))
+KNOWN = KnownConcepts(concepts=(GOLF_BALL,))
+NOTHING: frozenset[str] = frozenset()
+
+
+def answer(question: str) -> dict[str, Any]:
+    """What a well-behaved model says."""
+    if "Replacements: " in question:
+        prompts = json.loads(re.search(r"^Prompts by id: (.*)$", question, re.M)[1])  # type: ignore[index]
+        names = json.loads(re.search(r"^Replacements: (.*)$", question, re.M)[1])  # type: ignore[index]
+        return {"mappings": {i: {n: p.replace("golf ball", n) for n in names} for i, p in prompts.items()}}
+    if question.startswith("Write"):
+        count, name = re.match(r'Write (\d+) prompts that show "([^"]+)"', question).groups()  # type: ignore[union-attr]
+        first = question.count(f"scene {name} ")
+        return {"prompts": [f"scene {name} number {first + i}" for i in range(int(count))]}
+    return {
+        "related": ["tennis ball", *(f"toy {i}" for i in range(19))],
+        "unrelated": [f"place {i}" for i in range(20)],
+    }
+
+
+class Server(ThreadingHTTPServer):
+    """`faults` are served first, one to a request, then the well-behaved model."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.faults: list[Callable[[Handler], None]] = []
+        self.asked: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_POST(self) -> None:
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/chat/completions"
+        self.server.asked.append(request)
+        self.server.keys.append(self.headers["Authorization"])
+        if self.server.faults:
+            self.server.faults.pop(0)(self)
+        else:
+            self.say(json.dumps(answer(request["messages"][1]["content"])))
+
+    def say(self, content: str | None, finish: str = "stop", **message: str) -> None:
+        said = {"role": "assistant", "content": content, **message}
+        self.body(json.dumps({"id": "1", "choices": [{"index": 0, "message": said, "finish_reason": finish}]}))
+
+    def body(self, text: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(text.encode())))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def source(server: Server, tmp_path: Path, **fields: Any) -> LlmPrompts:
+    config = {"model": "small", "base_url": server.url, "cache": str(tmp_path / "cache"), "evaluation_prompts": 4}
+    return LlmPrompts(LlmConfig.model_validate({**config, **fields}), KNOWN)
+
+
+def broken(**changes: Any) -> Callable[[Handler], None]:
+    """The well-behaved answer to the question about names, with some fields changed."""
+    return lambda handler: handler.say(json.dumps({**answer(""), **changes}))
+
+
+def test_forget_prompts_come_with_a_mapping_for_each_replacement(server: Server, tmp_path: Path) -> None:
+    prompts = source(server, tmp_path).forget_prompts(GOLF_BALL, ["tennis ball", "toy 3"], 14, 0, NOTHING)
+    assert [p.id for p in prompts] == [str(i) for i in range(1, 15)]
+    assert len({p.prompt for p in prompts}) == 14
+    for prompt in prompts:
+        assert mentions(prompt.prompt, GOLF_BALL)
+        assert [c.prompt for c in prompt.candidates] == [
+            prompt.prompt.replace("golf ball", n) for n in ("tennis ball", "toy 3")
+        ]
+
+
+def test_no_evaluation_prompt_is_trained_on(server: Server, tmp_path: Path) -> None:
+    asked = source(server, tmp_path)
+    trained = {p.prompt for p in asked.forget_prompts(GOLF_BALL, ["toy 1"], 20, 0, NOTHING)}
+    trained |= set(asked.retain_prompts(["golf ball"], 20, 0, NOTHING))
+    measured = asked.evaluation_prompts(GOLF_BALL, 4, 0, NOTHING, {})
+    assert not trained & {p.prompt for p in measured}
+    assert measured[0].scene == {"thing": "golf ball"}
+    with pytest.raises(ExpungeError, match="There are 4 evaluation prompts for 'golf ball', not 5"):
+        asked.evaluation_prompts(GOLF_BALL, 5, 0, NOTHING, {})
+
+
+def test_what_is_off_limits_is_left_out_and_never_told(server: Server, tmp_path: Path) -> None:
+    asked = source(server, tmp_path)
+    avoid = frozenset({"toy 1", "number 7"})
+    retained = asked.retain_prompts(["toy 1", "toy 2"], 30, 0, avoid)
+    assert len(retained) == 30
+    assert {p.split(" number")[0] for p in retained} == {"scene toy 2"}
+    assert not any("number 7" in p.prompt for p in asked.forget_prompts(GOLF_BALL, ["toy 2"], 9, 0, avoid))
+    assert not any("toy 1" in json.dumps(question["messages"]) for question in server.asked)
+
+
+def test_cached_answers_need_no_server_and_no_key(server: Server, tmp_path: Path) -> None:
+    first = source(server, tmp_path)
+    related, digest = first.related(GOLF_BALL), first.digest
+    count = len(server.asked)
+    again = source(server, tmp_path, base_url="https://api.openai.com/v1")
+    assert (again.related(GOLF_BALL), again.digest, len(server.asked)) == (related, digest, count)
+    assert not any("golf" in file.name for file in (tmp_path / "cache").iterdir())
+    with pytest.raises(ExpungeError, match=r"no API key in the environment\. Set OPENAI_API_KEY"):
+        again.related(Concept(name="fox"))
+    source(server, tmp_path).related(Concept(name="fox"))
+    assert again.digest != digest
+    source(server, tmp_path, model="large").related(GOLF_BALL)  # another model is asked anew
+    assert len(server.asked) == count + 2
+
+
+def test_a_changed_cached_answer_is_refused_by_name(server: Server, tmp_path: Path) -> None:
+    source(server, tmp_path).related(GOLF_BALL)
+    (file,) = (tmp_path / "cache").iterdir()
+    file.write_text(file.read_text().replace("tennis ball", "two golf balls"))
+    with pytest.raises(ExpungeError, match=f"{file.name} cannot be used: 'two golf balls' speaks of 'golf ball'"):
+        source(server, tmp_path).related(GOLF_BALL)
+
+
+def test_the_key_comes_from_the_environment_and_is_not_kept(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source(server, tmp_path).related(GOLF_BALL)
+    monkeypatch.setenv("OPENAI_API_KEY", "of-a-user")
+    source(server, tmp_path).related(Concept(name="fox"))
+    assert server.keys == ["Bearer none", "Bearer of-a-user"]
+    assert not any("of-a-user" in file.read_text() for file in (tmp_path / "cache").iterdir())
+
+
+FAULTS: dict[str, tuple[Callable[[Handler], None], str]] = {
+    "malformed": (lambda h: h.say('{"related": ['), "it is not JSON"),
+    "prose": (lambda h: h.say("[1]"), "it is not a JSON object"),
+    "no reply": (lambda h: h.body("{"), "the server's reply is not JSON"),
+    "no choice": (lambda h: h.body('{"choices": []}'), "the server's reply holds no message"),
+    "no message": (lambda h: h.body('{"choices": [{}]}'), "the server's reply holds no message"),
+    "refusal": (lambda h: h.say(None, refusal="I cannot help"), r"the model refused \(I cannot help\)"),
+    "filtered": (lambda h: h.say(None, "content_filter"), "the server filtered it"),
+    "cut off": (lambda h: h.say('{"rel', "length"), "cut off"),
+    "empty": (lambda h: h.say(""), "it is empty"),
+    "leak": (broken(related=["golf balls", *(f"toy {i}" for i in range(19))]), "'golf balls' speaks of 'golf ball'"),
+    "alias": (broken(related=["Golfball", *(f"toy {i}" for i in range(19))]), "'Golfball' speaks of 'golfball'"),
+    "count": (broken(related=["toy"]), '"related" must hold 20 texts, not 1'),
+    "twice": (broken(unrelated=["Toy-3", *(f"place {i}" for i in range(19))]), "'Toy-3' stands there twice"),
+    "blank": (broken(related=[""] * 20), '"related" must be a list of texts'),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bad_answer_is_asked_again_and_named_in_the_end(server: Server, tmp_path: Path, fault: str) -> None:
+    serve, sentence = FAULTS[fault]
+    server.faults = [serve]
+    assert source(server, tmp_path, attempts=2).related(GOLF_BALL)[0] == "tennis ball"
+    assert len(server.asked) == 2
+    server.faults = [serve] * 2
+    with pytest.raises(ExpungeError, match=sentence) as error:
+        source(server, tmp_path, attempts=2, cache=str(tmp_path / "other")).related(GOLF_BALL)
+    assert "no usable answer in 2 attempts" in str(error.value)
+    assert not (tmp_path / "other").exists()  # what cannot be used is not kept
+    assert len(server.asked) == 4
+
+
+def test_the_model_is_told_what_was_wrong(server: Server, tmp_path: Path) -> None:
+    server.faults = [FAULTS["leak"][0]]
+    source(server, tmp_path).related(GOLF_BALL)
+    assert "'golf balls' speaks of 'golf ball'" in server.asked[1]["messages"][-1]["content"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda m: {**m, "1": {"toy 1": "a golfball and toy 1"}}, "speaks of 'golfball'"),
+        (lambda m: {**m, "1": {"toy 1": "an empty scene"}}, "does not name 'toy 1'"),
+        (lambda m: {**m, "1": {"toy 2": "a toy 2"}}, "the mappings of id 1 must be for exactly: toy 1"),
+        (lambda m: {i: p for i, p in m.items() if i != "2"}, "must have exactly the ids 1, 2"),
+        (lambda m: {**m, "11": m["1"]}, "must have exactly the ids 1, 2"),
+    ],
+)
+def test_mappings_must_be_paired_and_free_of_the_concept(
+    server: Server, tmp_path: Path, spoil: Callable[[dict[str, Any]], dict[str, Any]], sentence: str
+) -> None:
+    def serve(handler: Handler) -> None:
+        question = server.asked[-1]["messages"][1]["content"]
+        handler.say(json.dumps({"mappings": spoil(answer(question)["mappings"])}))
+
+    asked = source(server, tmp_path, attempts=1)
+    asked.retain_prompts(["golf ball"], 10, 0, NOTHING)  # the prompts themselves are asked for before
+    server.faults = [serve]
+    with pytest.raises(ExpungeError, match=sentence):
+        asked.forget_prompts(GOLF_BALL, ["toy 1"], 10, 0, NOTHING)
+    assert len(asked.forget_prompts(GOLF_BALL, ["toy 1"], 10, 0, NOTHING)) == 10
+
+
+def test_a_code_fence_around_the_answer_is_no_fault(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.say(f"```json\n{json.dumps(answer(''))}\n```")]
+    assert source(server, tmp_path, attempts=1).related(GOLF_BALL)
+
+
+def test_a_server_error_is_tried_again_and_named_in_the_end(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.body('{"error": {"message": "overloaded"}}', 500)]
+    assert source(server, tmp_path, attempts=2).related(GOLF_BALL)
+    server.faults = [lambda h: h.body('{"error": {"message": "overloaded"}}', 500)] * 2
+    with pytest.raises(ExpungeError, match=r"/v1 cannot be used \(.*overloaded"):
+        source(server, tmp_path, attempts=2).related(Concept(name="fox"))
+    assert len(server.asked) == 4
+
+
+def test_a_wrong_key_is_not_tried_again(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.body('{"error": {"message": "wrong key"}}', 401)]
+    with pytest.raises(ExpungeError, match="wrong key"):
+        source(server, tmp_path).related(GOLF_BALL)
+    assert len(server.asked) == 1
+
+
+def test_a_server_that_is_silent_is_left_in_time(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: time.sleep(1.5)]
+    with pytest.raises(ExpungeError, match=r"did not answer within 0.5 seconds.*Raise prompts\.timeout_seconds"):
+        source(server, tmp_path, attempts=1, timeout_seconds=0.5).related(GOLF_BALL)
+
+
+def test_a_server_that_is_not_there_is_named(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(ExpungeError, match=r"http://127\.0\.0\.1:9/v1 cannot be used"):
+        source(server, tmp_path, attempts=1, base_url="http://127.0.0.1:9/v1").related(GOLF_BALL)
