@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -12,30 +12,29 @@ import pandas as pd
 from accelerate import PartialState
 from PIL import Image
 
-from expunge import backbones, iconworld
+from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.engine import compute_dtype
 from expunge.errors import ExpungeError, nearest
-from expunge.evaluation import Judge, Protocol, SamplerConfig, find_judge, forget_rows, paint, retention_rows
+from expunge.evaluation import Protocol, SamplerConfig, find_judge, paint
 from expunge.files import load_tensors, write_json, write_text
-from expunge.prompts import (
-    FolderConfig,
-    KnownConcepts,
-    LlmConfig,
-    LlmPrompts,
-    PromptFolder,
-    PromptSource,
-    Vocabulary,
-    VocabularyConfig,
-)
+from expunge.prompts import PromptSource
 from expunge.stream.config import RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
+from expunge.stream.named import (
+    JUDGES,
+    check_judged,
+    check_protocol,
+    check_solver,
+    forgettable,
+    model_folder,
+    model_name,
+    prompt_source,
+    read_protocol,
+)
 from expunge.stream.step import Progress, ProgressCallback, Workshop, serve
 from expunge.stream.summary import ModelSummary, StepRecord, StepSummary, Summary, summarise_base, unlearning_row
-
-JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
-"""Judges that come with Expunge, beside those that are written PREFIX:MODEL (`expunge.evaluation.judges`)."""
 
 
 class Run:
@@ -80,13 +79,13 @@ class Run:
         if directory.path.exists() and any(directory.path.iterdir()):
             raise ExpungeError(f"{path} is not empty. Choose another folder, or `expunge request {path} CONCEPT`.")
         config = preset(preset_name, changes)
-        folder = _model_folder(config.model.source)
+        folder = model_folder(config.model.source)
         _check(config, folder)
-        source = _source(config)
-        asked = [_forgettable(source, n).name for r in requests for n in ([r] if isinstance(r, str) else r)]
+        source = prompt_source(config.prompts)
+        asked = [forgettable(source, n).name for r in requests for n in ([r] if isinstance(r, str) else r)]
         if twice := sorted({name for name in asked if asked.count(name) > 1}):
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
-        _check_judged(_protocol(config), source, [source.concept(name) for name in asked], folder)
+        check_judged(read_protocol(config.evaluate.protocol), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
         frozen = config.model_copy(update={"model": config.model.model_copy(update={"digest": digest})})
         write_text(directory.config, frozen.to_toml())
@@ -106,8 +105,8 @@ class Run:
         """
         if not names:
             raise ExpungeError("A request names at least one concept.")
-        concepts = tuple(dict.fromkeys(_forgettable(self.source, name) for name in names))
-        _check_judged(self.protocol, self.source, concepts, self._folder)
+        concepts = tuple(dict.fromkeys(forgettable(self.source, name) for name in names))
+        check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending:
             requests = self.directory.requests()
             taken = {c.name: r.id for r in requests if self._status(r) != "rejected" for c in r.concepts}
@@ -237,7 +236,7 @@ class Run:
         summary = Summary(
             model=ModelSummary(
                 source=self.config.model.source,
-                name=_model_name(self.config.model.source, self._folder),
+                name=model_name(self.config.model.source, self._folder),
                 digest=self.config.model.digest,
             ),
             requests=[[c.name for c in r.concepts] for r in self.requests],
@@ -253,15 +252,15 @@ class Run:
 
     @cached_property
     def source(self) -> PromptSource:
-        return _source(self.config)
+        return prompt_source(self.config.prompts)
 
     @cached_property
     def protocol(self) -> Protocol:
-        return _protocol(self.config)
+        return read_protocol(self.config.evaluate.protocol)
 
     @cached_property
     def _folder(self) -> Path:
-        return _model_folder(self.config.model.source)
+        return model_folder(self.config.model.source)
 
     def _load(self) -> Backbone:
         digest = backbones.model_digest(self._folder)
@@ -273,38 +272,6 @@ class Run:
         return backbones.load(self._folder).to(PartialState().device)
 
 
-def _model_folder(source: str) -> Path:
-    return iconworld.model_folder(source) or backbones.locate(source)
-
-
-def _model_name(source: str, folder: Path) -> str:
-    """A hub model is called by its id (its folder is named after a commit), any other by its folder."""
-    hub = iconworld.model_folder(source) is None and not Path(source).expanduser().exists()
-    return source if hub else folder.name
-
-
-def _source(config: RunConfig) -> PromptSource:
-    match config.prompts:
-        case FolderConfig(folder=folder, concepts=concepts):
-            return PromptFolder(Path(folder), KnownConcepts.read(concepts))
-        case LlmConfig() as llm:
-            return LlmPrompts(llm, KnownConcepts.read(llm.concepts))
-        case VocabularyConfig(vocabulary=name):
-            return iconworld.vocabulary() if name == "iconworld" else Vocabulary.read(Path(name))
-
-
-def _forgettable(source: PromptSource, name: str) -> Concept:
-    """The concept `name`, for which the source has prompts: said when it is asked for, not when its turn comes."""
-    concept = source.concept(name)
-    source.related(concept)
-    return concept
-
-
-def _protocol(config: RunConfig) -> Protocol:
-    name = config.evaluate.protocol
-    return Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
-
-
 def _check(config: RunConfig, folder: Path) -> None:
     """All that can be known to fail before anything is loaded."""
     backbone = backbones.backbone_class(folder)
@@ -313,31 +280,14 @@ def _check(config: RunConfig, folder: Path) -> None:
     if config.train.parameters not in groups:
         wrong = config.train.parameters
         raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
-    protocol = _protocol(config)
-    name = _model_name(config.model.source, folder)
-    if protocol.model != name:
-        raise ExpungeError(
-            f"The protocol {protocol.name} measures the model {protocol.model!r}, not {name!r}. Give a protocol "
-            "that names your model (--protocol FILE.toml)."
-        )
-    solvers = ("default", *backbone.solvers)
-    for solver in (protocol.sampler.solver, config.replay.solver):
-        if solver not in (*solvers, "published"):
-            raise ExpungeError(f"{backbone.__name__} has no solver {solver!r}. {nearest(solver, solvers)}")
-
-
-def _check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:
-    """Whether the protocol's judge can answer for every picture that these requests will lead to."""
-    judge = find_judge(protocol.judge, JUDGES)
-    rows = [row for concept in concepts for row in forget_rows(protocol, source, concept)]
-    rows += retention_rows(protocol, source)
-    judge.check([row.question for row in rows], backbones.picture_size(folder))
+    check_protocol(read_protocol(config.evaluate.protocol), model_name(config.model.source, folder), backbone)
+    check_solver(config.replay.solver, backbone)
 
 
 def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float) -> Image.Image:
     """One picture from a run's current model, a built-in model, a folder or a hub id, with the pipeline's own solver."""
     folder = Path(model)
-    backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(_model_folder(model))
+    backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
     sampler = SamplerConfig(solver="default", steps=steps, guidance=guidance)
     picture = paint(backbone, backbone.denoiser, [prompt], [seed], sampler)[0]
     return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -32,11 +31,9 @@ from expunge.files import digest_file, load_tensors, read_json, read_lines, save
 from expunge.methods import StepContext
 from expunge.prompts import PromptSource
 from expunge.stream.config import GateConfig, RunConfig
-from expunge.stream.directory import RunDirectory, StepDirectory, now, read_image, write_images, write_table
+from expunge.stream.directory import RunDirectory, StepDirectory, now, write_images, write_table
+from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.summary import Check, EvaluationCounts, Metrics, Seconds, StepRecord, Training, measure
-
-PICTURES_PER_CONCEPT = 3
-"""Pictures of each concept and role that are kept for the report."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def serve(
     now_forgotten = [c.name for c in (*forgotten, *request.concepts)]
     drift = {
         "image_drift": metrics.mean(after[after["role"] != "forget"], "drift"),
-        "weight_drift": _weight_drift(shop, step),
+        "weight_drift": weight_drift(load_tensors(step.weights), shop.stored),
     }
     result = measure(base, after, now_forgotten, [c.name for c in known], drift)
     checks = _gate(shop.config.gate, result, {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten})
@@ -245,22 +242,10 @@ def _save(shop: Workshop, step: StepDirectory, previous: Path | None) -> None:
 def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], level: str) -> None:
     shop.put(step.weights)
     table, images = _judge(shop, step.index, shop.rows(known, level))
-    write_images(step.images, images, table, _pictured(table))
+    write_images(step.images, images, table, pictured(table))
     base = pd.read_parquet(shop.directory.base_judgements)
-    table["drift"] = _drifts(shop.directory, base, table, images)
+    table["drift"] = drifts(base, shop.directory.base_images, table, images)
     write_table(step.judgements, table)
-
-
-def _pictured(table: pd.DataFrame) -> list[str]:
-    """Rows whose pictures are kept: a few prompts of each concept, and every one that is not known to be without it."""
-    few = (
-        table[table["level"] == "between"]
-        .drop_duplicates("prompt")
-        .groupby(["role", "concept"])
-        .head(PICTURES_PER_CONCEPT)
-    )
-    back = table[(table["role"] == "forget") & table["shown"].fillna(True)]
-    return [*few["row"], *back["row"]]
 
 
 def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
@@ -273,26 +258,6 @@ def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFram
         shop.judge,
         lambda done, of: shop.progress(Progress(index, phase, done, of)),
     )
-
-
-def _drifts(directory: RunDirectory, base: pd.DataFrame, table: pd.DataFrame, images: Images) -> list[float | None]:
-    """For each row the root mean squared pixel difference, in [0, 1], from the base model's picture."""
-    before = dict(zip(base["row"], base["image"], strict=True))
-    drifts: list[float | None] = []
-    for row in table["row"]:
-        picture = read_image(directory.base_images, before[row]) if row in before else None
-        difference = None if picture is None else (images[row].astype(float) - picture) / 255
-        drifts.append(None if difference is None else float(np.sqrt(np.mean(difference**2))))
-    return drifts
-
-
-def _weight_drift(shop: Workshop, step: StepDirectory) -> Value:
-    """|| M(k) - M(0) || / || M(0) || over the denoiser's parameters. Exact, so the interval is a point."""
-    changed = load_tensors(step.weights)
-    moved = sum(float((v.float() - shop.stored[n].float()).square().sum()) for n, v in changed.items())
-    size = sum(float(v.float().square().sum()) for v in shop.stored.values())
-    ratio = (moved / size) ** 0.5
-    return Value(value=ratio, low=ratio, high=ratio, n=sum(v.numel() for v in shop.stored.values()))
 
 
 def _gate(config: GateConfig, result: Metrics, accuracies: Mapping[str, Value | None]) -> list[Check]:

@@ -1,0 +1,78 @@
+"""What a configuration names (a model, a prompt source, a protocol, a judge), and whether these fit together.
+
+Nothing here reads weights: what does not fit is said before anything is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from expunge import backbones, iconworld
+from expunge.backbones import Backbone
+from expunge.concepts import Concept
+from expunge.errors import ExpungeError, nearest
+from expunge.evaluation import Judge, Protocol, find_judge, forget_rows, retention_rows
+from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
+from expunge.stream.config import PromptsConfig
+
+JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
+"""Judges that come with Expunge, beside those that are written PREFIX:MODEL (`expunge.evaluation.judges`)."""
+
+
+def model_folder(source: str) -> Path:
+    """The pipeline folder that a built-in name, a folder or a hub id means."""
+    return iconworld.model_folder(source) or backbones.locate(source)
+
+
+def model_name(source: str, folder: Path) -> str:
+    """A hub model is called by its id (its folder is named after a commit), any other by its folder."""
+    hub = iconworld.model_folder(source) is None and not Path(source).expanduser().exists()
+    return source if hub else folder.name
+
+
+def prompt_source(config: PromptsConfig) -> PromptSource:
+    match config:
+        case FolderConfig(folder=folder, concepts=concepts):
+            return PromptFolder(Path(folder), KnownConcepts.read(concepts))
+        case LlmConfig() as llm:
+            return LlmPrompts(llm, KnownConcepts.read(llm.concepts))
+        case _:
+            name = config.vocabulary
+            return iconworld.vocabulary() if name == "iconworld" else Vocabulary.read(Path(name))
+
+
+def read_protocol(name: str) -> Protocol:
+    """A protocol file, or a protocol that comes with Expunge."""
+    return Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
+
+
+def forgettable(source: PromptSource, name: str) -> Concept:
+    """The concept `name`, for which the source has prompts: said when it is asked for, not when its turn comes."""
+    concept = source.concept(name)
+    source.related(concept)
+    return concept
+
+
+def check_protocol(protocol: Protocol, model: str, backbone: type[Backbone]) -> None:
+    """Whether the protocol measures the model that is called `model`, with a solver that its family has."""
+    if protocol.model != model:
+        raise ExpungeError(
+            f"The protocol {protocol.name} measures the model {protocol.model!r}, not {model!r}. Give a protocol "
+            "that names your model (--protocol FILE.toml)."
+        )
+    check_solver(protocol.sampler.solver, backbone)
+
+
+def check_solver(solver: str, backbone: type[Backbone]) -> None:
+    solvers = ("default", *backbone.solvers)
+    if solver not in (*solvers, "published"):
+        raise ExpungeError(f"{backbone.__name__} has no solver {solver!r}. {nearest(solver, solvers)}")
+
+
+def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:
+    """Whether the protocol's judge can answer for every picture that `concepts` will lead to."""
+    judge = find_judge(protocol.judge, JUDGES)
+    rows = [row for concept in concepts for row in forget_rows(protocol, source, concept)]
+    rows += retention_rows(protocol, source)
+    judge.check([row.question for row in rows], backbones.picture_size(folder))
