@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from expunge.errors import ExpungeError
 
 if TYPE_CHECKING:
+    from expunge.audit import Audit, compare
     from expunge.concepts import Concept, Request
     from expunge.stream import Run, RunConfig, Summary
 
 __version__ = "0.1.0"
-__all__ = ["Concept", "ExpungeError", "Request", "Run", "RunConfig", "Summary", "__version__"]
+__all__ = ["Audit", "Concept", "ExpungeError", "Request", "Run", "RunConfig", "Summary", "__version__", "compare"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,6 +26,10 @@ def __getattr__(name: str) -> Any:
         from expunge import concepts
 
         return getattr(concepts, name)
+    if name in ("Audit", "compare"):
+        from expunge import audit
+
+        return getattr(audit, name)
     if name in ("Run", "RunConfig", "Summary"):
         from expunge import stream
 

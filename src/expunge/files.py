@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -104,9 +105,28 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str,
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
-        raise ExpungeError(f"{path} is a pickle, which can run code when it is opened. Convert it to .safetensors.")
+    refuse_pickle(path)
     return load_file(path)
+
+
+def refuse_pickle(path: Path) -> None:
+    if path.suffix.lower() in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+        raise ExpungeError(f"{path} is a pickle, which can run code when it is opened. Convert it to .safetensors.")
+
+
+def tensor_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes of the tensors of a safetensors file by name, and its metadata. Reads no tensor.
+
+    Raises:
+        ExpungeError: when the file is missing, or no whole safetensors file.
+    """
+    refuse_pickle(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+            return shapes, file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ExpungeError(f"{path} cannot be read as a safetensors file ({error}). Is it whole?") from error
 
 
 def _sync_directory(folder: Path) -> None:

@@ -16,7 +16,7 @@ from expunge.backbones.base import Backbone, Conditioning, Evaluations, Predicto
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.backbones.stable_diffusion_3 import StableDiffusion3
 from expunge.errors import ExpungeError
-from expunge.files import digest_folder, load_tensors, save_tensors
+from expunge.files import digest_folder, load_tensors, save_tensors, tensor_shapes
 
 BACKBONES: dict[str, type[Backbone]] = {
     "StableDiffusionPipeline": StableDiffusion,
@@ -75,7 +75,7 @@ def load(folder: Path) -> Backbone:
     pipeline.set_progress_bar_config(disable=True)
     backbone = cls(pipeline)
     # Diffusers fills in what is not stored with random weights, and goes on.
-    missing = {name for name, _ in backbone.denoiser.named_parameters()} - _stored_names(folder)
+    missing = {name for name, _ in backbone.denoiser.named_parameters()} - denoiser_shapes(folder).keys()
     if missing:
         raise ExpungeError(f"{folder / cls.denoiser_name} lacks {len(missing)} tensors, {min(missing)} among them.")
     return backbone
@@ -83,11 +83,11 @@ def load(folder: Path) -> Backbone:
 
 def picture_size(folder: Path) -> tuple[int, int]:
     """(height, width) in pixels of the pictures that the pipeline paints at its own size. Reads no weights."""
-    denoiser = _config(folder / backbone_class(folder).denoiser_name)
+    denoiser = read_config(folder / backbone_class(folder).denoiser_name)
     try:
         side = denoiser["sample_size"]
         height, width = (side, side) if isinstance(side, int) else side
-        scale = 2 ** (len(_config(folder / "vae")["block_out_channels"]) - 1)
+        scale = 2 ** (len(read_config(folder / "vae")["block_out_channels"]) - 1)
     except (KeyError, TypeError, ValueError) as error:
         raise ExpungeError(
             f"The configuration in {folder} does not give the size of its pictures ({error})."
@@ -95,8 +95,13 @@ def picture_size(folder: Path) -> tuple[int, int]:
     return height * scale, width * scale
 
 
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+def read_config(folder: Path, file: str = "config.json") -> dict[str, Any]:
+    """The configuration of a pipeline's component.
+
+    Raises:
+        ExpungeError: when it is missing or damaged.
+    """
+    path = folder / file
     try:
         config: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -131,12 +136,12 @@ def _check_component(folder: Path, is_denoiser: bool) -> None:
         )
 
 
-def _stored_names(folder: Path) -> set[str]:
-    names: set[str] = set()
-    for path in (folder / backbone_class(folder).denoiser_name).glob("*.safetensors"):
-        with safe_open(path, framework="pt") as file:
-            names.update(file.keys())
-    return names
+def denoiser_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """{name: shape} of the denoiser's tensors as they lie in `folder`. Reads no weights."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in sorted((folder / backbone_class(folder).denoiser_name).glob("*.safetensors")):
+        shapes |= tensor_shapes(path)[0]
+    return shapes
 
 
 def stored_denoiser(folder: Path) -> dict[str, Tensor]:
@@ -167,10 +172,12 @@ __all__ = [
     "Evaluations",
     "Predictor",
     "backbone_class",
+    "denoiser_shapes",
     "load",
     "locate",
     "model_digest",
     "picture_size",
+    "read_config",
     "replace_denoiser",
     "stored_denoiser",
 ]

@@ -61,6 +61,9 @@ class Backbone(ABC):
     """The Diffusers pipeline whose behaviour this backbone reproduces."""
     denoiser_name: ClassVar[str]
     """The pipeline component that is trained: "unet" or "transformer"."""
+    original_prefixes: ClassVar[Mapping[str, str]]
+    """{component: how its tensors' names begin in a checkpoint of one file, in the layout of the family's authors}; the
+    denoiser's prefix is no other family's."""
     parameter_groups: ClassVar[Mapping[str, str]]
     """{group: regular expression over parameter names}; "full" is always there. "lora" names the weights of the linear
     layers (attention and feed-forward projections) that adapters change; it is trained through them alone."""

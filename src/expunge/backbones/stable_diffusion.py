@@ -21,6 +21,11 @@ class StableDiffusion(Backbone):
 
     pipeline_class = StableDiffusionPipeline
     denoiser_name = "unet"
+    original_prefixes = {
+        "unet": "model.diffusion_model.input_blocks.",
+        "vae": "first_stage_model.",
+        "text_encoder": "cond_stage_model.",
+    }
     parameter_groups = {
         "cross-attention": r"\.attn2\.",
         "cross-attention-kv": r"\.attn2\.to_[kv]\.",

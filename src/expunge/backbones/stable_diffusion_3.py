@@ -25,6 +25,13 @@ class StableDiffusion3(Backbone):
 
     pipeline_class = StableDiffusion3Pipeline
     denoiser_name = "transformer"
+    original_prefixes = {
+        "transformer": "model.diffusion_model.joint_blocks.",
+        "vae": "first_stage_model.",
+        "text_encoder": "text_encoders.clip_l.",
+        "text_encoder_2": "text_encoders.clip_g.",
+        "text_encoder_3": "text_encoders.t5xxl.",
+    }
     parameter_groups = {
         "cross-attention": r"\.attn\.(add_[qkv]_proj|to_add_out|norm_added_[qk])\.",
         "cross-attention-kv": r"\.attn\.add_[kv]_proj\.",

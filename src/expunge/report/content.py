@@ -6,19 +6,16 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Value, metrics
 from expunge.files import read_lines
 from expunge.report import charts, wording
-from expunge.report.pictures import Album, Column, Strip, column
-from expunge.report.privacy import PERSON, Names
+from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
+from expunge.report.privacy import PERSON, Names, prompted
 from expunge.stream import Check, Run, StepRecord, Summary
 
-_PICTURES = 3
-"""Columns of a strip."""
 _LOSS_CHARTS = 12
 """Steps whose losses are drawn; the latest ones where there are more."""
 
@@ -217,8 +214,7 @@ class _Gathering:
             protocol, source = run.protocol, run.source
             groups = protocol.neighbours
             self.neighbours = {name: (*g.held_out, *g.replayed) for name, g in groups.items()}
-            prompted = {*self.neighbours, *protocol.others, *(n for g in self.neighbours.values() for n in g)}
-            others = [source.concept(name) for name in sorted(prompted)]
+            others = prompted(protocol, source)
         except ExpungeError:
             # Who is a neighbour, and whether it is a person, cannot be known: none is shown, and the page says why.
             self.neighbours, others = None, []
@@ -376,49 +372,18 @@ class _Gathering:
         labels = ("before", f"after step {record.index}")
         strips = [
             Strip(
-                f"Forget: {self.names.label(concept)}", labels, self._columns("forget", concept, albums, wanted=False)
+                f"Forget: {self.names.label(concept)}",
+                labels,
+                columns("forget", concept, albums, self.names, wanted=False),
             )
         ]
-        neighbour = self._neighbour(concept, album)
-        if neighbour:
-            replayed = next(bool(r["replayed"]) for r in album.rows.values() if r["concept"] == neighbour)
+        near = None if self.neighbours is None else neighbour(self.neighbours.get(concept, ()), album, self.names)
+        if near:
+            replayed = next(bool(r["replayed"]) for r in album.rows.values() if r["concept"] == near)
             kind = "Neighbour, replayed in training" if replayed else "Neighbour, never seen in training"
-            columns = self._columns("neighbour", neighbour, albums, wanted=True)
-            strips.append(Strip(f"{kind}: {self.names.label(neighbour)}", labels, columns))
+            pictured = columns("neighbour", near, albums, self.names, wanted=True)
+            strips.append(Strip(f"{kind}: {self.names.label(near)}", labels, pictured))
         return [s for s in strips if s.columns]
-
-    def _neighbour(self, concept: str, album: Album) -> str | None:
-        """A neighbour of the concept that was judged, one with pictures and one that training never saw if possible."""
-        if self.neighbours is None:
-            return None
-        group = list(self.neighbours.get(concept, ()))
-        judged = [
-            r for r in album.rows.values() if r["role"] == "neighbour" and not self.names.private(str(r["concept"]))
-        ]
-        # A concept that the protocol does not know has no neighbours of its own; any neighbour says something.
-        mine = [r for r in judged if r["concept"] in group] or judged
-        if not mine:
-            return None
-        best = min(mine, key=lambda r: (not album.has(str(r["row"])), bool(r["replayed"])))
-        return str(best["concept"])
-
-    def _columns(
-        self, role: str, concept: str, albums: Sequence[tuple[str, Album]], *, wanted: bool
-    ) -> tuple[Column, ...]:
-        """The first rows that were pictured; the first ones at all where no picture was kept."""
-        rows = [
-            key
-            for key, row in albums[-1][1].rows.items()
-            if row["role"] == role and row["concept"] == concept and not self._names_a_person(row)
-        ]
-        kept = [key for key in rows if albums[-1][1].has(key)]
-        return tuple(
-            column(key, albums, wanted=wanted, caption=str(albums[-1][1].rows[key]["prompt"]))
-            for key in (kept or rows)[:_PICTURES]
-        )
-
-    def _names_a_person(self, row: Mapping[str, Any]) -> bool:
-        return self.names.speaks(f"{row['prompt']} | {row['asked']} | {row['concept']}")
 
     # -- resurgence -------------------------------------------------------------------------------------------------
 
@@ -429,12 +394,12 @@ class _Gathering:
         if last is None or not earlier:
             return None, ""
         final = self.albums[last.index]
-        columns = []
+        shown = []
         for concept in earlier:
             rows = [
                 key
                 for key, row in final.rows.items()
-                if row["role"] == "forget" and row["concept"] == concept and not self._names_a_person(row)
+                if row["role"] == "forget" and row["concept"] == concept and not names_a_person(row, self.names)
             ]
             if self.names.private(concept) or not rows:
                 continue
@@ -451,11 +416,11 @@ class _Gathering:
             )
             heading = f"{self.names.label(concept)}: forgotten at step {own}, {shows}"
             prompt = str(final.rows[worst]["prompt"])
-            columns.append(column(worst, albums, wanted=False, caption=prompt, heading=heading))
+            shown.append(column(worst, albums, wanted=False, caption=prompt, heading=heading))
         hidden = [self.names.label(c) for c in earlier if self.names.private(c)]
         note = f"Not pictured, because a person is concerned: {wording.listed(hidden)}." if hidden else ""
         labels = ("base", "own step", f"step {last.index}")
-        return (Strip("Forgotten earlier", labels, tuple(columns)) if columns else None), note
+        return (Strip("Forgotten earlier", labels, tuple(shown)) if shown else None), note
 
     # -- matrix -----------------------------------------------------------------------------------------------------
 

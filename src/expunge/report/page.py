@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import expunge
 from expunge.files import write_text
-from expunge.report.content import Page, gather
+from expunge.report.content import gather
 from expunge.stream import Run
 
 
@@ -18,12 +19,12 @@ def write(run: Run) -> Path:
     Raises:
         ExpungeError: before the first step is finished.
     """
-    write_text(run.directory.report, render(gather(run)))
+    write_text(run.directory.report, render("page.html.jinja", gather(run)))
     return run.directory.report
 
 
-def render(page: Page) -> str:
-    """The page as HTML. The same run gives the same text."""
+def render(template: str, page: Any) -> str:
+    """A page as HTML. The same page gives the same text."""
     environment = Environment(
         loader=PackageLoader("expunge", "report"),
         autoescape=True,
@@ -31,4 +32,4 @@ def render(page: Page) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.jinja").render(page=page, version=expunge.__version__)
+    return environment.get_template(template).render(page=page, version=expunge.__version__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from expunge.report.privacy import Names
 from expunge.stream.directory import image_path, read_image
 
 _LARGEST = 256
@@ -48,6 +49,10 @@ class Strip:
     title: str
     labels: tuple[str, ...]
     columns: tuple[Column, ...]
+
+
+PICTURES = 3
+"""Columns of a strip."""
 
 
 class Album:
@@ -116,3 +121,37 @@ def column(row: str, albums: Sequence[tuple[str, Album]], *, wanted: bool, capti
         answers=" \N{RIGHTWARDS ARROW} ".join(words[a] for a in answers),
         heading=heading,
     )
+
+
+def columns(
+    role: str, concept: str, albums: Sequence[tuple[str, Album]], names: Names, *, wanted: bool, count: int = PICTURES
+) -> tuple[Column, ...]:
+    """The first rows that were pictured by all models after the first; the first ones at all where no picture was kept."""
+    rows = [
+        key
+        for key, row in albums[-1][1].rows.items()
+        if row["role"] == role
+        and row["concept"] == concept
+        and all(key in album.rows for _, album in albums[1:])
+        and not names_a_person(row, names)
+    ]
+    kept = [key for key in rows if all(album.has(key) for _, album in albums[1:])]
+    return tuple(
+        column(key, albums, wanted=wanted, caption=str(albums[-1][1].rows[key]["prompt"]))
+        for key in (kept or rows)[:count]
+    )
+
+
+def neighbour(group: Sequence[str], album: Album, names: Names) -> str | None:
+    """A neighbour that was judged, one of `group`, with pictures, and one that training never saw if possible."""
+    judged = [r for r in album.rows.values() if r["role"] == "neighbour" and not names.private(str(r["concept"]))]
+    # A concept that the protocol does not know has no neighbours of its own; any neighbour says something.
+    mine = [r for r in judged if r["concept"] in group] or judged
+    if not mine:
+        return None
+    best = min(mine, key=lambda r: (not album.has(str(r["row"])), bool(r["replayed"])))
+    return str(best["concept"])
+
+
+def names_a_person(row: Mapping[str, Any], names: Names) -> bool:
+    return names.speaks(f"{row['prompt']} | {row['asked']} | {row['concept']}")

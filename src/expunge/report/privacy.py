@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from expunge.concepts import Concept, Request, words
+from expunge.evaluation import Protocol
+from expunge.prompts import PromptSource
 
 PERSON = "person"
 
@@ -16,9 +18,12 @@ class Names:
     Args:
         requests: the run's requests. A concept of kind "person" is labelled by the last request that names it.
         others: concepts that nobody asked to forget but that prompts may speak of; the persons among them are "a person".
+        labels: {person: label}, where the request's id would not say enough.
     """
 
-    def __init__(self, requests: Sequence[Request], others: Iterable[Concept] = ()) -> None:
+    def __init__(
+        self, requests: Sequence[Request], others: Iterable[Concept] = (), labels: Mapping[str, str] = {}
+    ) -> None:
         self._labels: dict[str, str] = {}
         patterns: list[tuple[str, str]] = []
         for concept in others:
@@ -29,7 +34,7 @@ class Names:
             persons = [c for c in request.concepts if c.kind == PERSON]
             for place, concept in enumerate(persons, 1):
                 which = f", person {place}" if len(persons) > 1 else ""
-                self._labels[concept.name] = f"request {request.id}{which}"
+                self._labels[concept.name] = labels.get(concept.name, f"request {request.id}{which}")
                 patterns += [(name, concept.name) for name in concept.names]
         # Longest first, so that "jane doe smith" is not left as "request 0001 smith".
         patterns.sort(key=lambda pair: -len(pair[0]))
@@ -51,6 +56,13 @@ class Names:
     def speaks(self, text: str) -> bool:
         """Whether `text` names a person."""
         return any(pattern.search(text) for pattern, _ in self._patterns)
+
+
+def prompted(protocol: Protocol, source: PromptSource) -> list[Concept]:
+    """All concepts that the protocol's prompts are written about."""
+    groups = protocol.neighbours
+    names = {*groups, *protocol.others, *(n for g in groups.values() for n in (*g.held_out, *g.replayed))}
+    return [source.concept(name) for name in sorted(names)]
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -130,10 +130,11 @@ def verdict(
     parts = [", ".join(counts)]
     if not served:
         return f"{parts[0]}; the model is still the base model."
-    return "; ".join([*parts, _forgetting(forgotten), _retention(ira, cra)]) + "."
+    return "; ".join([*parts, forgetting(forgotten), retention(ira, cra)]) + "."
 
 
-def _forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
+def forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
+    """How often what was forgotten shows, from the label and the unlearning accuracy of each concept."""
     measured = [(label, value) for label, value in forgotten if known(value)]
     if not measured:
         return "whether the concepts still show was not measured"
@@ -156,7 +157,8 @@ def _forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
     )
 
 
-def _retention(ira: Value | None, cra: Value | None) -> str:
+def retention(ira: Value | None, cra: Value | None) -> str:
+    """What was kept, from the paired differences from the base model."""
     near, far = (_against_base(v) for v in (ira, cra))
     if near == far:
         return f"retention is {near}"

@@ -25,6 +25,25 @@ class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class TomlConfig(_Strict):
+    """A configuration that is kept as a TOML file."""
+
+    def to_toml(self) -> str:
+        # TOML has no null: what is absent is off.
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+    @classmethod
+    def from_toml(cls, text: str, where: str) -> Self:
+        return cls.from_data(_parse(text, where), where)
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any], where: str) -> Self:
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ExpungeError(f"{where} cannot be used. {_sentences(error)}") from error
+
+
 class ModelConfig(_Strict):
     """`source`: a built-in name, a folder or a hub id. `digest` is filled in when the run is made, and checked ever after."""
 
@@ -68,7 +87,7 @@ class GateConfig(_Strict):
     max_cra_drop: float = Field(0.1, ge=0, le=1)
 
 
-class RunConfig(_Strict):
+class RunConfig(TomlConfig):
     """The whole of `run.toml`. `method` and `constraints` hold a name and the fields of what it names, all written out."""
 
     schema_: Literal[1] = Field(1, alias="schema")
@@ -106,21 +125,6 @@ class RunConfig(_Strict):
 
     def build_constraints(self) -> list[Constraint]:
         return [_constraint(section)[1] for section in self.constraints]
-
-    def to_toml(self) -> str:
-        # TOML has no null: what is absent is off.
-        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
-
-    @classmethod
-    def from_toml(cls, text: str, where: str) -> Self:
-        return cls.from_data(_parse(text, where), where)
-
-    @classmethod
-    def from_data(cls, data: Mapping[str, Any], where: str) -> Self:
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ExpungeError(f"{where} cannot be used. {_sentences(error)}") from error
 
 
 def preset(name: str, changes: Mapping[str, Any] = {}) -> RunConfig:

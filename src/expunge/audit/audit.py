@@ -1,0 +1,271 @@
+"""A model that any tool made, measured beside the base model that it was made from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pandas as pd
+from accelerate import PartialState
+from pydantic import Field
+
+from expunge import backbones
+from expunge.audit.loading import fingerprints, load
+from expunge.audit.paired import compare_tables
+from expunge.audit.sources import Source, recognise
+from expunge.audit.summary import AuditSummary, EvaluatedModel
+from expunge.backbones import Backbone
+from expunge.concepts import Request
+from expunge.errors import ExpungeError
+from expunge.evaluation import Protocol, Row, evaluate, find_judge, forget_rows, metrics, retention_rows
+from expunge.files import canonical_json, digest_bytes, write_json, write_text
+from expunge.prompts import PromptSource, VocabularyConfig
+from expunge.stream import Progress
+from expunge.stream.config import ModelConfig, PromptsConfig, TomlConfig
+from expunge.stream.directory import write_images, write_table
+from expunge.stream.drift import drifts, pictured, weight_drift
+from expunge.stream.named import (
+    JUDGES,
+    check_judged,
+    check_protocol,
+    forgettable,
+    model_folder,
+    model_name,
+    prompt_source,
+    read_protocol,
+)
+from expunge.stream.summary import ModelSummary, measure, summarise_base
+
+
+class AuditConfig(TomlConfig):
+    """`audit.toml`: what is compared with what. `rows` is a digest of all that decides which rows are painted, and how."""
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    base: ModelConfig
+    model: ModelConfig
+    protocol: str
+    prompts: PromptsConfig = VocabularyConfig()
+    forgotten: tuple[str, ...] = ()
+    rows: str = ""
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Where the judgements and the pictures of one model lie."""
+
+    judgements: Path
+    images: Path
+
+
+class Audit:
+    """A folder in which a model is measured beside its base model.
+
+    audit = Audit.create("audits/mine", model="fox.safetensors", base="iconworld", protocol="iconworld-demo",
+                         forgotten=["fox"])
+    audit.evaluate().metrics.ua
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open an existing evaluation.
+
+        Raises:
+            ExpungeError: when `path` holds none, or its configuration cannot be used.
+        """
+        self.path = Path(path)
+        file = self.path / "audit.toml"
+        if not file.is_file():
+            raise ExpungeError(f"{path} holds no evaluation (no audit.toml). `expunge evaluate` makes one.")
+        self.config = AuditConfig.from_toml(file.read_text(), str(file))
+        self.base, self.model = (
+            Shelf(self.path / name / "judgements.parquet", self.path / name / "images") for name in ("base", "model")
+        )
+        self.report = self.path / "report.html"
+        self._summary = self.path / "summary.json"
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        *,
+        model: str,
+        base: str,
+        protocol: str,
+        forgotten: Sequence[str] = (),
+        prompts: Mapping[str, Any] = {},
+    ) -> Self:
+        """Check everything that can be checked without reading weights, then write `audit.toml`.
+
+        Where `path` holds an evaluation against the same base model under the same protocol, the base model's pictures and
+        judgements there are used again, and another model takes the place of the one that was evaluated.
+
+        Args:
+            model: a Diffusers folder, hub id or built-in name, or a .safetensors file: an adapter, a whole model in its
+                authors' layout, or tensors of the denoiser.
+            base: the model that it was made from: a folder, hub id or built-in name.
+            protocol: a protocol's name or file.
+            forgotten: concepts that the model should not show; all that the protocol's requests name where none is given.
+            prompts: the section [prompts] of a run's configuration, for prompts of one's own.
+
+        Raises:
+            ExpungeError: when something is missing, unknown, pickled, or does not fit the base model.
+        """
+        folder = model_folder(base)
+        asked = read_protocol(protocol)
+        check_protocol(asked, model_name(base, folder), backbones.backbone_class(folder))
+        config = AuditConfig.from_data(
+            {"base": {"source": base}, "model": {"source": model}, "protocol": protocol, "prompts": dict(prompts)},
+            "This evaluation",
+        )
+        source = prompt_source(config.prompts)
+        names = forgotten or [name for request in asked.requests for name in request]
+        concepts = list(dict.fromkeys(forgettable(source, name) for name in names))
+        check_judged(asked, source, concepts, folder)
+        digest = recognise(model, folder).digest
+        config = config.model_copy(
+            update={
+                "base": ModelConfig(source=base, digest=backbones.model_digest(folder)),
+                "model": ModelConfig(source=model, digest=digest),
+                "forgotten": tuple(c.name for c in concepts),
+                "rows": digest_bytes(canonical_json([asked.model_dump(mode="json"), source.digest]).encode()),
+            }
+        )
+        _make_room(Path(path), config)
+        write_text(Path(path) / "audit.toml", config.to_toml())
+        return cls(path)
+
+    def evaluate(self, progress: Callable[[Progress], None] = lambda _: None) -> AuditSummary:
+        """Paint and judge the protocol's rows with both models, as far as that is not done yet; what was measured.
+
+        Raises:
+            ExpungeError: when a model cannot be loaded, or is another than the one that `create` found.
+        """
+        progress(Progress(0, "load", 0, 1))
+        base, model = self._load()
+        parts = (fingerprints(base), fingerprints(model))
+        stored, changed = (b.denoiser.state_dict() for b in (base, model))
+        drift = weight_drift(changed, stored)
+        before = self._judged(base, self.base, "evaluate base", progress)
+        after = self._judged(model, self.model, "evaluate", progress)
+        forgotten = list(self.config.forgotten)
+        image_drift = metrics.mean(after[after["role"] != "forget"], "drift")
+        summary = AuditSummary(
+            base_model=ModelSummary(
+                source=self.config.base.source, name=self.protocol.model, digest=self.config.base.digest
+            ),
+            model=EvaluatedModel(
+                source=self.config.model.source,
+                name=self._recognised.name,
+                digest=self.config.model.digest,
+                kind=self._recognised.kind,
+                changed=[name for name, digest in parts[0].items() if parts[1].get(name) != digest],
+            ),
+            protocol=self.protocol.name,
+            judge=self.protocol.judge,
+            forgotten=forgotten,
+            base=summarise_base(before, forgotten),
+            metrics=measure(before, after, forgotten, forgotten, {"image_drift": image_drift, "weight_drift": drift}),
+            against_base=compare_tables(before, after, forgotten, forgotten),
+            pictures=len(after),
+        )
+        write_json(self._summary, summary.model_dump(mode="json", by_alias=True))
+        return summary
+
+    def summary(self) -> AuditSummary:
+        """What `summary.json` holds.
+
+        Raises:
+            ExpungeError: before `evaluate` has ended.
+        """
+        if not self._summary.exists():
+            raise ExpungeError(f"{self.path} is not evaluated to the end. Run the same `expunge evaluate` again.")
+        return AuditSummary.model_validate_json(self._summary.read_text())
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        return read_protocol(self.config.protocol)
+
+    @cached_property
+    def source(self) -> PromptSource:
+        return prompt_source(self.config.prompts)
+
+    @property
+    def requests(self) -> tuple[Request, ...]:
+        """What should be forgotten, as one request for each concept."""
+        concepts = [self.source.concept(name) for name in self.config.forgotten]
+        return tuple(Request(id=f"{i:04d}", concepts=(c,), received_at="") for i, c in enumerate(concepts, 1))
+
+    # -- parts ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _folder(self) -> Path:
+        return model_folder(self.config.base.source)
+
+    @cached_property
+    def _recognised(self) -> Source:
+        return recognise(self.config.model.source, self._folder)
+
+    def _load(self) -> tuple[Backbone, Backbone]:
+        for what, digest, expected in (
+            (self._folder, backbones.model_digest(self._folder), self.config.base.digest),
+            (self._recognised.path, self._recognised.digest, self.config.model.digest),
+        ):
+            if digest != expected:
+                raise ExpungeError(
+                    f"{what} is not what this evaluation began with (its digest is {digest}, it was {expected}). "
+                    "Restore it, or evaluate anew."
+                )
+        return backbones.load(self._folder), load(self._recognised, self._folder)
+
+    def _rows(self) -> list[Row]:
+        rows = [r for q in self.requests for r in forget_rows(self.protocol, self.source, q.concepts[0])]
+        return rows + retention_rows(self.protocol, self.source)
+
+    def _judged(
+        self, backbone: Backbone, shelf: Shelf, phase: str, progress: Callable[[Progress], None]
+    ) -> pd.DataFrame:
+        """Judgements of one of the two models for all rows; those that are on disk are not made again."""
+        rows = self._rows()
+        have = pd.read_parquet(shelf.judgements) if shelf.judgements.exists() else None
+        done = set(have["row"]) if have is not None else set()
+        if missing := [row for row in rows if row.id not in done]:
+            backbone.to(PartialState().device)
+            table, images = evaluate(
+                backbone,
+                backbone.denoiser,
+                missing,
+                self.protocol.sampler,
+                find_judge(self.protocol.judge, JUDGES),
+                lambda done, of: progress(Progress(0, phase, done, of)),
+            )
+            backbone.to("cpu")
+            if shelf is self.base:
+                write_images(shelf.images, images, table, list(images))
+            else:
+                write_images(shelf.images, images, table, pictured(table))
+                table["drift"] = drifts(pd.read_parquet(self.base.judgements), self.base.images, table, images)
+            have = table if have is None else pd.concat([have, table], ignore_index=True)
+            write_table(shelf.judgements, have)
+        assert have is not None
+        return have.set_index("row").loc[[row.id for row in rows]].reset_index()
+
+
+def _make_room(path: Path, config: AuditConfig) -> None:
+    """Keep what can be used again in `path`; refuse what is no evaluation, or one that nothing can be used of."""
+    if not path.exists() or not any(path.iterdir()):
+        return
+    if not (path / "audit.toml").is_file():
+        raise ExpungeError(f"{path} is not empty, and holds no evaluation. Choose another folder.")
+    before = Audit(path).config
+    if (before.base.digest, before.rows) != (config.base.digest, config.rows):
+        raise ExpungeError(
+            f"{path} holds an evaluation of another base model, or under another protocol or other prompts. Choose another "
+            "folder."
+        )
+    for name in ("summary.json", "report.html"):
+        (path / name).unlink(missing_ok=True)
+    if before.model.digest != config.model.digest:
+        shutil.rmtree(path / "model", ignore_errors=True)

@@ -1,0 +1,168 @@
+"""Two runs (or evaluations) of one base model under one protocol, side by side.
+
+They are compared wherever both have forgotten the same concepts, and at the end over the concepts that both have forgotten,
+if these are more. Only rows that both painted count, so that every difference is between pictures of one prompt and seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from expunge.audit.audit import Audit, Shelf
+from expunge.audit.paired import Paired, compare_tables
+from expunge.concepts import Concept, Request
+from expunge.errors import ExpungeError
+from expunge.evaluation import Protocol
+from expunge.prompts import PromptSource
+from expunge.stream import Run
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model of one side. `name`: "step 3", or "model" for an evaluation; `forgotten`: what it should not show."""
+
+    name: str
+    forgotten: tuple[str, ...]
+    shelf: Shelf
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two. `made`: the method of a run, or what was evaluated; `requests`: for an evaluation one per concept."""
+
+    path: Path
+    made: str
+    base_digest: str
+    protocol: Protocol
+    source: PromptSource
+    base: Shelf
+    requests: tuple[Request, ...]
+    stages: tuple[Stage, ...]
+
+    @property
+    def concepts(self) -> tuple[Concept, ...]:
+        """All that it was asked to forget."""
+        return tuple(c for request in self.requests for c in request.concepts)
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where the two are compared: a stage of each, the concepts that both have forgotten there, and what was found.
+
+    `paired` has A as the first, B as the second: a difference is B minus A.
+    """
+
+    stages: tuple[Stage, Stage]
+    forgotten: tuple[str, ...]
+    paired: Paired
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`points` in order; the last one is the outcome. There is at least one."""
+
+    a: Side
+    b: Side
+    points: tuple[Point, ...]
+
+    @property
+    def outcome(self) -> Point:
+        return self.points[-1]
+
+
+def compare(a: str | Path, b: str | Path) -> Comparison:
+    """Compare two runs, two evaluations, or one with the other.
+
+    Raises:
+        ExpungeError: when one of them is neither, is not finished, or the two have another base model, another protocol or
+            other prompts, or have forgotten no concept in common.
+    """
+    sides = open_side(Path(a)), open_side(Path(b))
+    _check(*sides)
+    first, second = sides
+    requested = list(dict.fromkeys(c.name for side in sides for c in side.concepts))
+    points = []
+    for one in first.stages:
+        for other in second.stages:
+            if set(one.forgotten) == set(other.forgotten):
+                points.append(_point((one, other), one.forgotten, requested))
+    end = first.stages[-1], second.stages[-1]
+    both = tuple(name for name in end[0].forgotten if name in end[1].forgotten)
+    if not both:
+        raise ExpungeError(f"{a} and {b} have forgotten no concept in common, so there is nothing to compare.")
+    if not points or len(both) > len(points[-1].forgotten):
+        points.append(_point(end, both, requested))
+    return Comparison(first, second, tuple(points))
+
+
+def open_side(path: Path) -> Side:
+    """The run or the evaluation in `path`.
+
+    Raises:
+        ExpungeError: when it holds neither, or nothing finished.
+    """
+    if (path / "audit.toml").is_file():
+        return _evaluation(Audit(path))
+    if (path / "run.toml").is_file():
+        return _run(Run(path))
+    raise ExpungeError(f"{path} holds neither a run (run.toml) nor an evaluation (audit.toml).")
+
+
+def _run(run: Run) -> Side:
+    accepted = [r for r in run.records if r.status == "accepted"]
+    if not accepted:
+        raise ExpungeError(f"{run.directory.path} has no accepted step yet, so there is no model to compare.")
+    stages: list[Stage] = []
+    for record in accepted:
+        before = stages[-1].forgotten if stages else ()
+        step = run.directory.step(record.index)
+        stages.append(Stage(f"step {record.index}", (*before, *record.concepts), Shelf(step.judgements, step.images)))
+    return Side(
+        path=run.directory.path,
+        made=str(run.config.method["name"]),
+        base_digest=run.config.model.digest,
+        protocol=run.protocol,
+        source=run.source,
+        base=Shelf(run.directory.base_judgements, run.directory.base_images),
+        requests=tuple(run.requests),
+        stages=tuple(stages),
+    )
+
+
+def _evaluation(audit: Audit) -> Side:
+    made = audit.summary().model
+    return Side(
+        path=audit.path,
+        made=f"{made.name} ({made.kind})",
+        base_digest=audit.config.base.digest,
+        protocol=audit.protocol,
+        source=audit.source,
+        base=audit.base,
+        requests=audit.requests,
+        stages=(Stage("model", audit.config.forgotten, audit.model),),
+    )
+
+
+def _check(a: Side, b: Side) -> None:
+    where = f"{a.path} and {b.path} cannot be compared:"
+    if a.base_digest != b.base_digest:
+        raise ExpungeError(f"{where} the base model of one is {a.base_digest}, of the other {b.base_digest}.")
+    if a.protocol != b.protocol:
+        raise ExpungeError(
+            f"{where} the protocol of one is {a.protocol.name}, of the other {b.protocol.name}, or a file of that name "
+            "that says something else."
+        )
+    one, other = (pd.read_parquet(side.base.judgements) for side in (a, b))
+    pair = one.merge(other, on="row", suffixes=("_a", "_b"))
+    for column in ("prompt", "seed"):
+        if (pair[f"{column}_a"] != pair[f"{column}_b"]).any():
+            raise ExpungeError(f"{where} their rows have other {column}s. Both need the same source of prompts.")
+
+
+def _point(stages: tuple[Stage, Stage], forgotten: Sequence[str], requested: Sequence[str]) -> Point:
+    first, second = (pd.read_parquet(stage.shelf.judgements) for stage in stages)
+    return Point(stages, tuple(forgotten), compare_tables(first, second, forgotten, requested))

@@ -1,0 +1,98 @@
+"""Two models over the same rows: each one's values, and the difference picture by picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from pydantic import BaseModel, ConfigDict
+
+from expunge.evaluation import Value, metrics
+
+
+class Pair(BaseModel):
+    """A value of the first model and of the second, and second minus first over the pictures that both have.
+
+    Where a value is None, `reason` says why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    first: Value | None
+    second: Value | None
+    difference: Value | None
+    reason: str | None = None
+
+
+class Paired(BaseModel):
+    """`ua`, `context`, `ira` and `cra` as in `summary.json`, and `concepts`: UA of each forgotten concept alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    ua: Pair
+    context: Pair
+    ira: Pair
+    cra: Pair
+    concepts: dict[str, Pair]
+
+
+def compare_tables(
+    first: pd.DataFrame, second: pd.DataFrame, forgotten: Sequence[str], requested: Sequence[str]
+) -> Paired:
+    """Compare two judgement tables over the rows that both have.
+
+    Args:
+        forgotten: the concepts whose forgetting is compared.
+        requested: all concepts that either model was asked to forget; retention is measured without them.
+    """
+    rows = set(first["row"]) & set(second["row"])
+    parts = [
+        metrics.of_roles(table[table["row"].isin(rows)].assign(gone=~table["shown"]), forgotten, requested)
+        for table in (first, second)
+    ]
+
+    def pair(role: str, column: str, missing: bool | None) -> Pair:
+        return _pair(parts[0][role], parts[1][role], column, missing)
+
+    return Paired(
+        ua=pair("forget", "gone", False),
+        context=pair("forget", "context", None),
+        ira=pair("neighbour", "shown", False),
+        cra=pair("other", "shown", False),
+        concepts={name: _concept(parts[0]["forget"], parts[1]["forget"], name) for name in forgotten},
+    )
+
+
+def _pair(first: pd.DataFrame, second: pd.DataFrame, column: str, missing: bool | None) -> Pair:
+    return _explained(
+        metrics.mean(first, column, missing=missing),
+        metrics.mean(second, column, missing=missing),
+        _difference(first, second, column, missing),
+    )
+
+
+def _concept(first: pd.DataFrame, second: pd.DataFrame, name: str) -> Pair:
+    one, other = (table[table["concept"] == name] for table in (first, second))
+    return _explained(
+        metrics.unlearning_accuracy(one, name),
+        metrics.unlearning_accuracy(other, name),
+        _difference(one, other, "gone", False),
+    )
+
+
+def _difference(first: pd.DataFrame, second: pd.DataFrame, column: str, missing: bool | None) -> Value | None:
+    """Second minus first. An answer that is unknown counts against the model that it is an answer about, whichever it is."""
+    if missing is None or first[column].isna().all() or second[column].isna().all():
+        return metrics.difference(second, first, column)
+    one, other = (table.assign(**{column: table[column].fillna(missing)}) for table in (first, second))
+    value = metrics.difference(other, one, column)
+    unknown = first.merge(second, on="row", suffixes=("", "_second"))[[column, f"{column}_second"]].isna().any(axis=1)
+    return value and value.model_copy(update={"unknown": int(unknown.sum())})
+
+
+def _explained(first: Value | None, second: Value | None, difference: Value | None) -> Pair:
+    whole = first and second and difference
+    return Pair(
+        first=first,
+        second=second,
+        difference=difference,
+        reason=None if whole else "no picture of this kind could be judged for both models",
+    )

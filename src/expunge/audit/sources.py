@@ -1,0 +1,129 @@
+"""What a model is that another tool wrote, and whether it can stand in the base model's place. Reads headers, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from expunge import backbones
+from expunge.errors import ExpungeError
+from expunge.files import digest_file, digest_folder, refuse_pickle, tensor_shapes
+from expunge.stream.named import model_folder, model_name
+
+Kind = Literal["pipeline", "LoRA", "PEFT adapter", "single file", "denoiser"]
+"""A Diffusers folder; an adapter file that Diffusers loads; a folder or file that PEFT saved; a whole model in one file, in
+its authors' layout; tensors of the denoiser under Diffusers' names, all of them or those that changed."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was recognised. `path` is a folder for "pipeline" and "PEFT adapter", otherwise a file."""
+
+    kind: Kind
+    path: Path
+    name: str
+
+    @property
+    def digest(self) -> str:
+        if self.kind == "pipeline":
+            return backbones.model_digest(self.path)
+        if self.kind == "PEFT adapter":
+            return digest_folder(self.path, (".json", ".safetensors"))
+        return digest_file(self.path)
+
+
+def recognise(model: str, base: Path) -> Source:
+    """What `model` (a built-in name, a folder, a hub id or a file) is, beside the pipeline folder `base`.
+
+    Raises:
+        ExpungeError: when it is nothing that can be loaded, pickled, of another family than the base model, or of another
+            size.
+    """
+    path = Path(model).expanduser()
+    if path.suffix == ".safetensors" or path.is_file():
+        return _file(path, base)
+    refuse_pickle(path)
+    if (path / "adapter_config.json").is_file():
+        return _peft(path, path.resolve().name)
+    folder = model_folder(model)
+    _check_pipeline(folder, base)
+    return Source("pipeline", folder, model_name(model, folder))
+
+
+def _file(path: Path, base: Path) -> Source:
+    shapes, metadata = tensor_shapes(path)
+    family = backbones.backbone_class(base)
+    if any(name.startswith("base_model.model.") for name in shapes):
+        return _peft(path.parent, path.name)
+    if any("lora" in name for name in shapes):
+        return Source("LoRA", path, path.name)
+    for name, other in backbones.BACKBONES.items():
+        if _starts(shapes, other.original_prefixes[other.denoiser_name]):
+            if other is not family:
+                raise ExpungeError(f"{path} is a {name} in one file, and the base model {base.name} is none. {_ASIDE}")
+            return Source("single file", path, path.name)
+    stored = backbones.denoiser_shapes(base)
+    if not shapes.keys() & stored.keys():
+        raise ExpungeError(
+            f"{path} holds no tensor of the base model {base.name}, no LoRA, and no model in one file "
+            f"(its first tensor is {min(shapes, default='none')}). {_ASIDE}"
+        )
+    for name, shape in shapes.items():
+        if stored.get(name) != shape:
+            raise ExpungeError(
+                f"{path} does not fit the base model {base.name}: {name} is {_by(shape)} there, "
+                f"{_by(stored[name]) if name in stored else 'absent'} in the base model. {_ASIDE}"
+            )
+    # Weights of a step are a difference from one model; over another they would mean nothing.
+    if (begun := metadata.get("base")) and begun != backbones.model_digest(base):
+        raise ExpungeError(
+            f"{path} holds what a run changed in another model ({begun}), not in {base.name}. Give the model that the run "
+            "began with as the base."
+        )
+    return Source("denoiser", path, path.name)
+
+
+def _peft(folder: Path, name: str) -> Source:
+    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (folder / needed).is_file():
+            raise ExpungeError(
+                f"{folder} holds an adapter of PEFT, but no {needed}. Save it anew with save_pretrained."
+            )
+    return Source("PEFT adapter", folder, name)
+
+
+_ASIDE = "A model is compared with the base model that it was made from (--base)."
+
+
+def _check_pipeline(folder: Path, base: Path) -> None:
+    family, expected = backbones.backbone_class(folder), backbones.backbone_class(base)
+    if family is not expected:
+        raise ExpungeError(
+            f"{folder.name} is a {family.pipeline_class.__name__}, and the base model {base.name} is a "
+            f"{expected.pipeline_class.__name__}. {_ASIDE}"
+        )
+    for what, component, file, field in (
+        ("latents of {} channels", family.denoiser_name, "config.json", "in_channels"),
+        ("latents of size {}", family.denoiser_name, "config.json", "sample_size"),
+        ("predictions of the type {}", "scheduler", "scheduler_config.json", "prediction_type"),
+    ):
+        mine, its = (backbones.read_config(f / component, file).get(field) for f in (folder, base))
+        if mine != its:
+            raise ExpungeError(
+                f"{folder.name} has {what.format(mine)}, and the base model {base.name} has {what.format(its)}. {_ASIDE}"
+            )
+    mine, its = (backbones.picture_size(f) for f in (folder, base))
+    if mine != its:
+        raise ExpungeError(
+            f"{folder.name} paints {_by(mine)} pixels, and the base model {base.name} {_by(its)}. {_ASIDE}"
+        )
+
+
+def _starts(names: Iterable[str], prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in names)
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " x ".join(str(size) for size in shape)

@@ -1,0 +1,51 @@
+"""`summary.json` of an evaluation, schema 1: the base model and the evaluated one under the same rows."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from expunge.audit.paired import Paired
+from expunge.stream.summary import BaseSummary, Metrics, ModelSummary
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class EvaluatedModel(ModelSummary):
+    """The model that was evaluated.
+
+    Attributes:
+        kind: what it was recognised as (docs/evaluate.md).
+        changed: components of the pipeline whose weights differ from the base model's.
+    """
+
+    kind: str
+    changed: list[str]
+
+
+class AuditSummary(_Strict):
+    """What an evaluation measured. `metrics` and `base` are those of a run's `summary.json` at its last step.
+
+    Attributes:
+        against_base: base model (first), evaluated model (second), and the paired difference.
+        pictures: pictures judged of each of the two.
+    """
+
+    schema_: Literal[1] = Field(1, alias="schema")
+    base_model: ModelSummary
+    model: EvaluatedModel
+    protocol: str
+    judge: str
+    forgotten: list[str]
+    base: BaseSummary
+    metrics: Metrics
+    against_base: Paired
+    pictures: int
+
+
+def audit_schema() -> dict[str, Any]:
+    """The JSON Schema of an evaluation's `summary.json` (docs/evaluation.schema.json)."""
+    return AuditSummary.model_json_schema(by_alias=True)
