@@ -33,15 +33,15 @@ Set = Annotated[
 
 
 @contextmanager
-def _sentences() -> Iterator[None]:
-    """Turn what goes wrong into a sentence and an exit code."""
+def _sentences(resuming: str = "`expunge resume RUN` goes on from the last checkpoint.") -> Iterator[None]:
+    """Turn what goes wrong into a sentence and an exit code. `resuming`: how to go on after an interruption."""
     try:
         yield
     except ExpungeError as error:
         problems.print(str(error), style="bold red" if error.exit_code == 2 else "bold yellow", highlight=False)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        problems.print("Interrupted. Nothing is lost: `expunge resume RUN` goes on from the last checkpoint.")
+        problems.print(f"Interrupted. Nothing is lost: {resuming}")
         raise typer.Exit(Interrupted.exit_code) from None
 
 
@@ -51,6 +51,7 @@ def _quiet() -> None:
     import transformers
 
     diffusers.utils.logging.disable_progress_bar()
+    diffusers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
 
@@ -110,6 +111,63 @@ def demo(out: Annotated[Path, typer.Option(help="The run's directory.")] = Path(
             name = "iconworld-demo"
             requests = protocol(name).requests
             _serve(Run.create(out, requests=requests, changes={"evaluate": {"protocol": name}}))
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A Diffusers folder, a hub id, or a .safetensors file: LoRA, one-file model, denoiser.",
+        ),
+    ],
+    base: Annotated[str, typer.Option(help="The model it was made from: built-in, folder or hub id.")],
+    protocol: Annotated[str, typer.Option(help="What is measured: a built-in protocol or a TOML file.")],
+    out: Annotated[Path, typer.Option(help="Folder for judgements, pictures, summary.json and report.html.")],
+    forgotten: Annotated[
+        list[str],
+        typer.Option(metavar="CONCEPT", help="What it should not show (repeatable); all of the protocol's by default."),
+    ] = [],  # noqa: B006 - typer copies it
+    assignments: Annotated[
+        list[str], typer.Option("--set", metavar="prompts.FIELD=VALUE", help="Prompts of your own (repeatable).")
+    ] = [],  # noqa: B006
+) -> None:
+    """Measure a model that any tool made, beside the base model that it was made from."""
+    with _sentences("the same command goes on after the last model that was judged."):
+        _quiet()
+        from expunge import report as page
+        from expunge.audit import Audit
+        from expunge.cli.progress import RunProgress
+        from expunge.cli.tables import evaluation_table
+
+        changes = _changes(assignments)
+        if wrong := sorted(changes.keys() - {"prompts"}):
+            raise ExpungeError(f"--set {wrong[0]} does not belong here: an evaluation is set by its prompts alone.")
+        audit = Audit.create(
+            out, model=model, base=base, protocol=protocol, forgotten=forgotten, prompts=changes.get("prompts", {})
+        )
+        with RunProgress(console) as progress:
+            summary = audit.evaluate(progress)
+        console.print(evaluation_table(summary))
+        console.print(f"Pictures and figures: {page.write_evaluation(audit)}", highlight=False)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(metavar="RUN_A", help="A run, or a folder of `expunge evaluate`.")],
+    b: Annotated[Path, typer.Argument(metavar="RUN_B", help="Another one, of the same base model and protocol.")],
+    out: Annotated[Path, typer.Option(help="An HTML file.")] = Path("compare.html"),
+) -> None:
+    """Put two runs side by side: pictures at equal prompts and seeds, paired differences."""
+    with _sentences():
+        from expunge import audit
+        from expunge import report as page
+        from expunge.cli.tables import comparison_table
+
+        found = audit.compare(a, b)
+        console.print(comparison_table(found))
+        console.print(f"Pictures and figures: {page.write_comparison(found, out)}", highlight=False)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from expunge.audit import AuditSummary, Comparison, Paired
 from expunge.evaluation import Value
 from expunge.stream import Run
 
@@ -63,6 +64,39 @@ def experiment_table(steps: pd.DataFrame) -> Table:
         means = part[list(shown)].mean()
         cells = [f"{means[n]:.0f}" if n == "seconds_serving" else f"{means[n]:.2f}" for n in shown]
         table.add_row(str(variant), str(len(part)), *cells)
+    return table
+
+
+def evaluation_table(summary: AuditSummary) -> Table:
+    """The base model, the evaluated one, and the paired differences; then each concept."""
+    return _paired_table(summary.against_base, ("base", "model"), summary.model.name)
+
+
+def comparison_table(comparison: Comparison) -> Table:
+    """A, B and the paired differences where they are compared last."""
+    point = comparison.outcome
+    a, b = (f"{letter}: {stage.name}" for letter, stage in zip("AB", point.stages, strict=True))
+    return _paired_table(point.paired, (a, b), f"A is {comparison.a.path}, B is {comparison.b.path}")
+
+
+def _paired_table(paired: Paired, names: tuple[str, str], title: str) -> Table:
+    table = Table(
+        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=title, title_justify="left", title_style="bold"
+    )
+    table.add_column("")
+    for name in (*names, "difference", "95% interval"):
+        table.add_column(name, justify="right")
+    main = {"UA": paired.ua, "context": paired.context, "IRA": paired.ira, "CRA": paired.cra}
+    for i, (name, pair) in enumerate([*main.items(), *((f"UA of {c}", p) for c, p in paired.concepts.items())]):
+        gap = pair.difference
+        table.add_row(
+            name,
+            _share(pair.first),
+            _share(pair.second),
+            "?" if gap is None else f"{gap.value:+.2f}",
+            "" if gap is None else f"{gap.low:+.2f} to {gap.high:+.2f}",
+            end_section=i == len(main) - 1,
+        )
     return table
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.concepts import Request
@@ -12,6 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation import Value, metrics
 from expunge.files import read_lines
 from expunge.report import charts, wording
+from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Unmeasured, metric_rows
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
 from expunge.report.privacy import PERSON, Names, prompted
 from expunge.stream import Check, Run, StepRecord, Summary
@@ -38,15 +39,6 @@ class CheckRow:
     value: str
     limit: str
     passed: bool
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    name: str
-    meaning: str
-    value: str
-    interval: str
-    n: str
 
 
 @dataclass(frozen=True)
@@ -100,13 +92,6 @@ class TimingRow:
 
 
 @dataclass(frozen=True)
-class Unmeasured:
-    name: str
-    reason: str
-    steps: str
-
-
-@dataclass(frozen=True)
 class Page:
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -127,56 +112,6 @@ class Page:
     judged: str
     unmeasured: tuple[Unmeasured, ...]
     glossary: tuple[tuple[str, str], ...]
-
-
-# -- metrics by name --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Metric:
-    name: str
-    meaning: str
-    value: Callable[[Value | None], str]
-    interval: Callable[[Value | None], str]
-
-
-def _share(name: str, meaning: str) -> _Metric:
-    return _Metric(name, meaning, wording.share, wording.share_interval)
-
-
-_MAIN = {
-    "ua": _share("UA", "unlearning accuracy: pictures of forget prompts that do not show the forgotten concept"),
-    "context": _share("Context", "pictures of forget prompts that keep what else the prompt asked for"),
-    "ira": _share("IRA", "in-domain retain accuracy: pictures of neighbouring concepts that show what was asked"),
-    "ira_difference": _Metric("IRA difference", "IRA minus the base model's, on the same prompts and seeds",
-                              wording.points, wording.points_interval),
-    "ira_unreplayed": _share("IRA, held out", "IRA on the neighbours that training never saw"),
-    "cra": _share("CRA", "cross-domain retain accuracy: pictures of unrelated concepts that show what was asked"),
-    "cra_difference": _Metric("CRA difference", "CRA minus the base model's, on the same prompts and seeds",
-                              wording.points, wording.points_interval),
-    "recognisable": _share("Recognisable", "pictures in which the judge is confident of some thing"),
-}  # fmt: skip
-_MORE = {
-    "ua_recognisable": _share("UA, recognisable", "of forget prompts: the concept does not show, yet some thing does"),
-    "harmonic_mean": _share("Harmonic mean", "of UA, IRA and CRA"),
-    "collapsed": _share("Collapsed", "pictures of one colour, or of nothing but noise"),
-    "image_drift": _Metric("Image drift", "root mean squared pixel difference from the base model, pixels from 0 to 1",
-                           wording.number, wording.number_interval),
-    "weight_drift": _Metric("Weight drift", "change of the denoiser's weights, relative to their norm",
-                            wording.number, wording.number_interval),
-    "kid_judge": _Metric("KID", "kernel distance between pictures before and after, in the judge's features",
-                         wording.number, wording.number_interval),
-}  # fmt: skip
-_METRICS = {**_MAIN, **_MORE}
-
-
-def _metric_rows(kinds: Mapping[str, _Metric], record: StepRecord) -> tuple[MetricRow, ...]:
-    rows = []
-    for field, kind in kinds.items():
-        value: Value | None = getattr(record.metrics, field)
-        n = wording.counted(value) if wording.known(value) and value else ""
-        rows.append(MetricRow(kind.name, kind.meaning, kind.value(value), kind.interval(value), n))
-    return tuple(rows)
 
 
 # -- gathering --------------------------------------------------------------------------------------------------------------
@@ -254,7 +189,7 @@ class _Gathering:
             timing_rows=tuple(self._timing(r) for r in self.records),
             judged=self._judged(),
             unmeasured=self._unmeasured(),
-            glossary=tuple((kind.name, kind.meaning) for kind in _METRICS.values()),
+            glossary=tuple((kind.name, kind.meaning) for kind in METRICS.values()),
         )
 
     # -- head -------------------------------------------------------------------------------------------------------
@@ -315,7 +250,7 @@ class _Gathering:
             "context": "Context kept",
         }
         values = ((name, field, getattr(self.last.metrics, field)) for field, name in names.items())
-        return (*(Tile(n, _METRICS[f].value(v), _METRICS[f].interval(v)) for n, f, v in values), total)
+        return (*(Tile(n, METRICS[f].value(v), METRICS[f].interval(v)) for n, f, v in values), total)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -347,8 +282,8 @@ class _Gathering:
             notes=tuple(notes),
             strips=tuple(s for c in request.concepts for s in self._strips(c.name, record)),
             checks=tuple(self._check(c) for c in record.gate),
-            metrics=_metric_rows(_MAIN, record),
-            more_metrics=_metric_rows(_MORE, record),
+            metrics=metric_rows(MAIN, record.metrics),
+            more_metrics=metric_rows(MORE, record.metrics),
         )
 
     def _check(self, check: Check) -> CheckRow:
@@ -475,9 +410,9 @@ class _Gathering:
         floor = min([0.8, *(math.floor(10 * low) / 10 for low in lows)])
         return tuple(
             Chart(
-                _METRICS[field].name,
+                METRICS[field].name,
                 notes[field] + (f" Axis from {floor:.0%}." if field != "ua" and floor else ""),
-                charts.curve(_METRICS[field].name, points[field], 0.0 if field == "ua" else floor),
+                charts.curve(METRICS[field].name, points[field], 0.0 if field == "ua" else floor),
             )
             for field in base
         )
@@ -526,7 +461,7 @@ class _Gathering:
     def _unmeasured(self) -> tuple[Unmeasured, ...]:
         found: dict[tuple[str, str], list[str]] = {}
         for record in self.records:
-            for field, kind in _METRICS.items():
+            for field, kind in METRICS.items():
                 if wording.known(getattr(record.metrics, field)) is None:
                     reason = self.names.text(record.metrics.reasons.get(field, "no reason was recorded"))
                     found.setdefault((kind.name, reason), []).append(str(record.index))

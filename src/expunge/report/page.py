@@ -1,4 +1,4 @@
-"""`report.html`: one file that holds all it shows and asks the network for nothing."""
+"""Pages: each one file that holds all it shows and asks the network for nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import expunge
+from expunge.audit import Audit, Comparison
 from expunge.files import write_text
+from expunge.report import comparison, evaluation
 from expunge.report.content import gather
 from expunge.stream import Run
 
@@ -21,6 +23,22 @@ def write(run: Run) -> Path:
     """
     write_text(run.directory.report, render("page.html.jinja", gather(run)))
     return run.directory.report
+
+
+def write_evaluation(audit: Audit) -> Path:
+    """Write `report.html` in the evaluation's folder; its path.
+
+    Raises:
+        ExpungeError: before the evaluation has ended.
+    """
+    write_text(audit.report, render("side_by_side.html.jinja", evaluation.gather(audit)))
+    return audit.report
+
+
+def write_comparison(found: Comparison, path: Path) -> Path:
+    """Write the page of a comparison to `path`; the path."""
+    write_text(path, render("side_by_side.html.jinja", comparison.gather(found)))
+    return path
 
 
 def render(template: str, page: Any) -> str:
