@@ -2,110 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
-from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
 from expunge import report
-from expunge.concepts import Concept, Request
+from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Value
-from expunge.files import append_line, write_json, write_text
+from expunge.files import write_json, write_text
 from expunge.stream import Run, preset
 from expunge.stream.directory import RunDirectory, write_images, write_table
 from expunge.stream.summary import (
     Check,
-    EvaluationCounts,
     ModelSummary,
-    Seconds,
-    StepRecord,
     StepSummary,
     Summary,
-    Training,
-    measure,
     summarise_base,
     unlearning_row,
 )
-
-FOX = Concept(name="fox")
-PERSON = Concept(name="Zelda Quixote", kind="person", aliases=("Quixotina",))
-NEON = Concept(name="neon", kind="style")
-SANTA = Concept(name="santa", kind="character")
-KNOWN = [FOX.name, PERSON.name, NEON.name, SANTA.name]
-DRIFT = {"image_drift": None, "weight_drift": Value(value=0.01, low=0.01, high=0.01, n=1000)}
-
-
-def judgements(model: int, gone: Sequence[str]) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
-    """Judgements and pictures of M(`model`) that shows everything but `gone`. One fox prompt speaks of the person too."""
-    rows = [("forget", name, False) for name in KNOWN] + [
-        ("neighbour", "cat", False),
-        ("neighbour", "dog", True),
-        ("neighbour", "clown", False),
-        ("neighbour", "pencil sketch", False),
-        ("other", "house", False),
-    ]
-    table, images = [], {}
-    for role, concept, replayed in rows:
-        for i in range(4):
-            row = f"{role}/{concept}/{i}"
-            beside = "; subject=Zelda Quixote" if (concept, i) == ("fox", 0) else ""
-            pixels = np.random.default_rng([model, len(images)]).integers(0, 255, (8, 8, 3), dtype=np.uint8)
-            images[row] = pixels
-            table.append(
-                {
-                    "row": row,
-                    "role": role,
-                    "concept": concept,
-                    "replayed": replayed,
-                    "level": "between",
-                    "prompt": f"a drawing of a {concept}{' beside zelda quixote' if beside else ''}, number {i}",
-                    "seed": i,
-                    "asked": f"thing={concept}{beside}",
-                    "judge": "a-test-judge",
-                    "shown": concept not in gone,
-                    "confidence": 0.1 * i if concept in gone else 0.9,
-                    "recognisable": True,
-                    "context": None if i else True,
-                    "collapsed": False,
-                    "image": "sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(),
-                }
-            )
-    frame = pd.DataFrame(table)
-    return frame.astype({c: "boolean" for c in ("shown", "recognisable", "context")}), images
-
-
-def add_step(
-    directory: RunDirectory, request: Request, base: pd.DataFrame, gone: list[str], checks: list[Check]
-) -> None:
-    step = directory.step(int(request.id))
-    table, images = judgements(step.index, gone)
-    write_images(step.images, images, table, [row for row in images if row[-1] in "012"])
-    write_table(step.judgements, table)
-    for i in range(1, 6):
-        append_line(step.log, f'{{"step": {i}, "losses": {{"unlearn": {1 / i}, "preserve": {0.1 if i > 1 else 0}}}}}')
-    record = StepRecord(
-        index=step.index,
-        request=request.id,
-        concepts=[c.name for c in request.concepts],
-        status="accepted" if all(c.passed for c in checks) else "rejected",
-        seconds=Seconds(choose=1, replay=2, train=30, save=0.1, evaluate=40, total=73.1),
-        peak_memory_bytes=3 * 2**30,
-        evaluations=EvaluationCounts(forward=1234, backward=567),
-        metrics=measure(base, table, gone, KNOWN, DRIFT),
-        level="between",
-        training=Training(steps=5, stopped="steps", forget=None, retain=None),
-        gate=checks,
-        files={},
-        finished_at="2026-02-03T04:05:06+00:00",
-    )
-    write_json(step.record, record.model_dump(mode="json", by_alias=True))
+from handmade import FOX, KNOWN, NEON, PERSON, SANTA, add_step, judgements
 
 
 @pytest.fixture(scope="module")

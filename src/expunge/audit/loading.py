@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
 
@@ -64,24 +65,22 @@ def _pipeline(folder: Path, base: Path, backbone: Backbone) -> Backbone:
 def _lora(file: Path, base: Path, backbone: Backbone) -> Backbone:
     pipeline = backbone.pipeline
     pipeline.load_lora_weights(str(file), local_files_only=True)
-    # Diffusers warns of factors that fit nowhere, and goes on without them.
+    # Diffusers warns of factors that fit nowhere and goes on without them.
     found = sum(".lora_" in name for module in _modules(pipeline) for name, _ in module.named_parameters())
     given = sum("alpha" not in name and "dora_scale" not in name for name in tensor_shapes(file)[0])
     if found != given:
-        raise ValueError(f"{given - found} of its {given} factors belong to no layer of the base model")
+        raise ValueError(f"the base model has place for {found} of its {given} factors")
     pipeline.fuse_lora()
     pipeline.unload_lora_weights()
     return backbone
 
 
 def _peft(folder: Path, base: Path, backbone: Backbone) -> Backbone:
-    from peft import PeftModel
-
     given = tensor_shapes(folder / "adapter_model.safetensors")[0]
     adapted = PeftModel.from_pretrained(backbone.denoiser, folder)
-    found = sum(".lora_" in name for name, _ in adapted.named_parameters())
-    if found != len(given):
-        raise ValueError(f"it has {len(given)} factors, and the base model has place for {found}")
+    # PEFT warns of factors that fit nowhere, and draws those that are missing.
+    if strange := sorted(given.keys() ^ get_peft_model_state_dict(adapted).keys()):
+        raise ValueError(f"{len(strange)} factors do not belong to it or are missing, {strange[0]} first")
     adapted.merge_and_unload()
     return backbone
 

@@ -9,7 +9,7 @@ from expunge.audit import Pair, Paired
 from expunge.report import wording
 from expunge.report.content import Tile
 from expunge.report.measures import METRICS, MetricRow, Unmeasured
-from expunge.report.pictures import Album, Strip, columns, neighbour
+from expunge.report.pictures import Album, Column, Strip, columns, neighbour
 from expunge.report.privacy import Names
 
 MEASURED = ("ua", "context", "ira", "cra")
@@ -125,11 +125,11 @@ def cards(
         if names.private(concept):
             found.append(Card(title, f"UA {both}", "Prompts and pictures of a person are not shown.", ()))
             continue
-        strips = [Strip(f"Forget: {title}", labels, columns("forget", concept, albums, names, wanted=False))]
+        strips = [Strip(f"Forget: {title}", labels, _kept(columns("forget", concept, albums, names, wanted=False)))]
         if near := neighbour(groups.get(concept, ()), albums[-1][1], names):
             title_of = f"Neighbour: {names.label(near)}"
-            strips.append(Strip(title_of, labels, columns("neighbour", near, albums, names, wanted=True)))
-        strips = [s for s in strips if _pictured(s)]
+            strips.append(Strip(title_of, labels, _kept(columns("neighbour", near, albums, names, wanted=True))))
+        strips = [s for s in strips if s.columns]
         note = "" if strips else "No picture was kept of a row that all models painted."
         found.append(Card(title, f"UA {both}", note, tuple(strips)))
     return tuple(found)
@@ -138,10 +138,10 @@ def cards(
 def rest(others: Sequence[str], names: Names, albums: Sequence[tuple[str, Album]]) -> Strip | None:
     """One picture each of the first unrelated concepts."""
     public = [c for c in others if not names.private(c)]
-    found = [c for name in public for c in columns("other", name, albums, names, wanted=True, count=1)]
-    strip = Strip("Unrelated concepts", tuple(name for name, _ in albums), tuple(found[:_REST]))
-    return strip if _pictured(strip) else None
+    found = _kept([c for name in public for c in columns("other", name, albums, names, wanted=True, count=1)])
+    return Strip("Unrelated concepts", tuple(name for name, _ in albums), found[:_REST]) if found else None
 
 
-def _pictured(strip: Strip) -> bool:
-    return any(picture.uri for column in strip.columns for picture in column.pictures[1:])
+def _kept(found: Sequence[Column]) -> tuple[Column, ...]:
+    """Columns of which every model after the base model kept the picture."""
+    return tuple(column for column in found if all(picture.uri for picture in column.pictures[1:]))

@@ -1,0 +1,196 @@
+"""`expunge compare`: runs whose differences are known, because their judgements were written by hand."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from expunge import Audit, compare
+from expunge.concepts import Concept, Request
+from expunge.files import write_text
+from expunge.stream import preset
+from expunge.stream.directory import RunDirectory, write_images, write_table
+from handmade import FOX, NEON, PERSON, SANTA, add_step, judgements
+from runs import PROTOCOL, expunge
+
+
+def make(path: Path, side: int, steps: Sequence[tuple[Concept, Sequence[str]]], model: Mapping[str, str] = {}) -> Path:
+    """A run on `path` that served one request for each concept; each step shows everything but what is listed with it."""
+    directory = RunDirectory(path)
+    write_text(directory.config, preset("lacu-iconworld", {"model": model}).to_toml())
+    base, images = judgements(0, [])
+    write_images(directory.base_images, images, base, list(images))
+    write_table(directory.base_judgements, base)
+    for i, (concept, gone) in enumerate(steps, 1):
+        request = Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00")
+        directory.add_request(request)
+        add_step(directory, request, base, list(gone), [], side)
+    return path
+
+
+@pytest.fixture(scope="module")
+def a(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forgets the fox, a person and neon; loses the cat on the way."""
+    path = tmp_path_factory.mktemp("runs") / "gentle"
+    steps = [
+        (FOX, ["fox"]),
+        (PERSON, ["fox", PERSON.name]),
+        (NEON, ["fox", PERSON.name, "neon", "cat"]),
+    ]
+    return make(path, 1, steps)
+
+
+@pytest.fixture(scope="module")
+def b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Asked in another order, it does not forget neon, and loses the house."""
+    path = tmp_path_factory.mktemp("runs") / "harsh"
+    steps = [
+        (PERSON, [PERSON.name]),
+        (FOX, ["fox", PERSON.name, "house"]),
+        (NEON, ["fox", PERSON.name, "house"]),
+    ]
+    return make(path, 2, steps)
+
+
+def test_differences_are_those_that_were_written(a: Path, b: Path) -> None:
+    found = compare(a, b)
+    # After the first step they have forgotten different things, so they are compared after the second and the third.
+    assert [(p.stages[0].name, p.stages[1].name) for p in found.points] == [("step 2", "step 2"), ("step 3", "step 3")]
+    before, after = (p.paired for p in found.points)
+    assert before.ua.difference is not None
+    assert before.ua.difference.value == 0
+    assert before.cra.difference is not None
+    assert (before.cra.first.value, before.cra.second.value, before.cra.difference.value) == (1, 0, -1)  # type: ignore[union-attr]
+    assert after.ua.difference is not None
+    assert after.ua.difference.value == pytest.approx(-1 / 3)
+    assert after.ua.difference.low < after.ua.difference.value < after.ua.difference.high
+    assert after.ua.difference.n == 12
+    assert after.concepts["neon"].difference is not None
+    assert after.concepts["neon"].difference.value == -1
+    assert after.ira.difference is not None
+    assert after.ira.difference.value == pytest.approx(1 / 4)  # cat is one of the four neighbours
+    assert after.context.first is not None
+    # The other way round every difference has the other sign.
+    assert compare(b, a).outcome.paired.ira.difference.value == pytest.approx(-1 / 4)  # type: ignore[union-attr]
+
+
+def test_an_unknown_answer_counts_against_the_model_that_it_is_about(a: Path, tmp_path: Path) -> None:
+    """Also in a difference, on either side."""
+    blurred = shutil.copytree(a, tmp_path / "blurred")
+    path = RunDirectory(blurred).step(3).judgements
+    table = pd.read_parquet(path)
+    table.loc[table["row"].isin(["forget/fox/1", "other/house/2"]), "shown"] = pd.NA
+    write_table(path, table)
+    for pair, sign in ((compare(a, blurred).outcome.paired, -1), (compare(blurred, a).outcome.paired, 1)):
+        assert pair.ua.difference is not None
+        assert pair.cra.difference is not None
+        assert (pair.ua.difference.value, pair.ua.difference.unknown) == (pytest.approx(sign / 12), 1)
+        assert (pair.cra.difference.value, pair.cra.difference.unknown) == (pytest.approx(sign / 4), 1)
+
+
+def test_where_the_orders_differ_the_end_counts_over_what_both_forgot(a: Path, tmp_path: Path) -> None:
+    other = make(tmp_path / "other", 3, [(SANTA, ["santa"]), (NEON, ["santa"])])
+    found = compare(a, other)
+    assert [p.forgotten for p in found.points] == [("neon",)]
+    assert found.outcome.paired.ua.difference is not None
+    assert found.outcome.paired.ua.difference.value == -1
+    # Where one has only served more, the last common point is the outcome.
+    longer = make(tmp_path / "longer", 4, [(FOX, ["fox"]), (PERSON, ["fox"]), (NEON, ["fox"]), (SANTA, ["fox"])])
+    assert [p.stages[1].name for p in compare(a, longer).points] == ["step 1", "step 2", "step 3"]
+
+
+def test_a_run_against_itself_differs_in_nothing(finished_run: Path, tmp_path: Path) -> None:
+    page = tmp_path / "same.html"
+    said = expunge("compare", finished_run, finished_run, "--out", page)
+    assert said.count("+0.00 ") >= 4
+    assert re.search(r"UA of mosaic \S+ ±\S+ \S+ ±\S+ \+0.00", said)
+    assert "the two cannot be told apart" in page.read_text()
+    for point in compare(finished_run, finished_run).points:
+        assert point.paired.ua.difference is not None
+        assert point.paired.ua.difference.value == 0
+
+
+def test_a_run_is_compared_with_an_evaluation(finished_run: Path, tmp_path: Path) -> None:
+    """The evaluation of a run's last weights and the run have painted the same."""
+    weights = finished_run / "steps" / "0002" / "weights.safetensors"
+    out = tmp_path / "evaluated"
+    Audit.create(
+        out, model=str(weights), base="iconworld", protocol=str(PROTOCOL), forgotten=["mosaic", "panda"]
+    ).evaluate()
+    expunge("compare", finished_run, out, "--out", tmp_path / "page.html")
+    found = compare(finished_run, out)
+    assert [p.stages[1].name for p in found.points] == ["model"]
+    for name in ("ua", "context", "ira", "cra"):
+        assert getattr(found.outcome.paired, name).difference.value == 0
+    assert "weights.safetensors (denoiser)" in (tmp_path / "page.html").read_text()
+
+
+# -- the page -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def page(a: Path, b: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    file = tmp_path_factory.mktemp("pages") / "compare.html"
+    said = expunge("compare", a, b, "--out", file)
+    assert "UA of neon" in said
+    assert "-1.00" in said
+    return file.read_text()
+
+
+def test_the_page_shows_the_same_rows_of_base_a_and_b(page: str, a: Path, b: Path) -> None:
+    assert "://" not in page
+    fox = next(card for card in page.split('<article class="card">') if "Forget: fox" in card)
+    column = next(c for c in fox.split("<figure>") if "a drawing of a fox, number 1" in c)
+    assert re.findall(r'alt="(\w+): a drawing of a fox, number 1', column) == ["base", "A", "B"]
+    assert len(set(re.findall(r'src="([^"]+)"', column))) == 3
+    assert "B is above A in IRA (+25 pt)" in page
+    assert "B is below A in UA (\N{MINUS SIGN}33.3 pt) and CRA (\N{MINUS SIGN}100 pt)" in page
+
+
+def test_only_rows_of_which_both_kept_a_picture_are_shown(a: Path, b: Path, tmp_path: Path) -> None:
+    bare = shutil.copytree(b, tmp_path / "bare")
+    for picture in (bare / "steps" / "0003" / "images").iterdir():
+        picture.unlink()
+    expunge("compare", a, bare, "--out", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "<img" not in page
+    assert "No picture was kept of a row that all models painted." in page
+
+
+def test_a_person_is_called_by_the_requests_of_both_and_never_pictured(page: str) -> None:
+    for name in ("zelda", "quixot"):
+        assert name not in page.casefold()
+    assert "request 0002 of A and request 0001 of B" in page
+    assert "Prompts and pictures of a person are not shown." in page
+    assert "a drawing of a fox, number 0" not in page.casefold()  # that prompt speaks of the person
+    assert "number 0" not in page[page.index("Forget: fox") : page.index("Neighbour")]
+
+
+# -- wrong use --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_run: Path, tmp_path: Path) -> None:
+    elsewhere = make(tmp_path / "elsewhere", 5, [(FOX, ["fox"])], {"digest": "sha256:1"})
+    nothing = make(tmp_path / "nothing", 6, [(SANTA, ["santa"])])
+    empty = make(tmp_path / "empty", 7, [])
+    protocol = shutil.copytree(a, tmp_path / "protocol")
+    config = protocol / "run.toml"
+    config.write_text(config.read_text().replace('"iconworld-demo"', '"iconworld-dev-a"'))
+    prompts = shutil.copytree(a, tmp_path / "prompts")
+    base = RunDirectory(prompts).base_judgements
+    write_table(base, pd.read_parquet(base).assign(prompt="another"))
+    for other, sentence in (
+        (elsewhere, "the base model of one is , of the other sha256:1"),
+        (protocol, "the protocol of one is iconworld-demo, of the other iconworld-dev-a"),
+        (prompts, "their rows have other prompts"),
+        (nothing, "have forgotten no concept in common"),
+        (empty, "has no accepted step yet"),
+        (tmp_path, "holds neither a run (run.toml) nor an evaluation"),
+    ):
+        assert sentence in expunge("compare", a, other, "--out", tmp_path / "page.html", code=2)
+    assert not (tmp_path / "page.html").exists()

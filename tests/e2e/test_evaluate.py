@@ -1,0 +1,244 @@
+"""`expunge evaluate`: models in the formats that other tools write, against answers known beforehand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+
+import expunge as package
+import original
+from expunge import Audit, ExpungeError, backbones, iconworld
+from runs import PROTOCOL, expunge
+
+BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
+SCHEMA = Path(__file__).parents[2] / "docs" / "evaluation.schema.json"
+FOLDER = iconworld.model_folder("iconworld") or Path()
+
+
+@pytest.fixture(scope="module")
+def itself(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The base model evaluated against itself. Tests that evaluate something else begin with a copy of its base rows."""
+    out = tmp_path_factory.mktemp("evaluations") / "itself"
+    expunge("evaluate", "iconworld", *BASE, "--out", out)
+    return out
+
+
+@pytest.fixture
+def out(itself: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(itself, tmp_path / "evaluation")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Any:
+    return StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None)
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA file that Diffusers wrote, strong enough to ruin the model."""
+    loaded = StableDiffusionPipeline.from_pretrained(FOLDER, safety_checker=None)
+    loaded.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["attn2.to_v", "attn1.to_v"]))
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in loaded.unet.named_parameters():
+        if ".lora_" in name:
+            parameter.data.normal_(0, 0.7, generator=generator)
+    folder = tmp_path_factory.mktemp("adapter")
+    StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(loaded.unet))
+    return folder / "pytorch_lora_weights.safetensors"
+
+
+def table(out: Path, which: str = "model") -> pd.DataFrame:
+    return pd.read_parquet(out / which / "judgements.parquet")
+
+
+# -- known answers ------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_model_against_itself_differs_in_nothing(itself: Path) -> None:
+    summary = Audit(itself).summary()
+    assert summary.model.changed == []
+    for field in ("ua", "context", "ira", "cra"):
+        pair = getattr(summary.against_base, field)
+        assert pair.difference.value == 0.0
+        assert pair.first == pair.second
+    assert summary.forgotten == ["panda", "pumpkin", "mosaic"]
+    assert list(summary.against_base.concepts) == summary.forgotten
+    assert summary.metrics.ua is not None
+    assert summary.metrics.ua.value < 0.5  # the model draws what it is asked for
+    assert summary.metrics.ira is not None
+    assert summary.metrics.ira.value > 0.5
+    assert summary.metrics.image_drift is not None
+    assert summary.metrics.weight_drift is not None
+    assert summary.metrics.image_drift.value == summary.metrics.weight_drift.value == 0.0
+    assert list(table(itself)["image"]) == list(table(itself, "base")["image"])
+    assert "The model's weights are the base model's" in (itself / "report.html").read_text().replace("&#39;", "'")
+
+
+def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: Path, out: Path, tmp_path: Path) -> None:
+    """Also the step's weights file, a difference from the base model, and both with the same rows as the run's."""
+    expunge("export", finished_run, tmp_path / "exported")
+    step = finished_run / "steps" / "0002"
+    run = pd.read_parquet(step / "judgements.parquet").sort_values("row", ignore_index=True)
+    record = json.loads((step / "step.json").read_text())
+    assert record["level"] == "final"
+    for model in (tmp_path / "exported", step / "weights.safetensors"):
+        expunge("evaluate", model, *BASE, "--out", out, "--forgotten", "panda", "--forgotten", "mosaic")
+        pd.testing.assert_frame_equal(table(out).sort_values("row", ignore_index=True), run)
+        summary = Audit(out).summary()
+        measured = summary.metrics.model_dump()
+        drift, expected = (m.pop("weight_drift") for m in (measured, record["metrics"].copy()))
+        assert drift == pytest.approx(expected)  # the order of summation is another one
+        assert measured == {n: v for n, v in record["metrics"].items() if n != "weight_drift"}
+        assert summary.model.changed == ["unet"]
+
+
+# -- formats ------------------------------------------------------------------------------------------------------------
+
+
+def test_one_file_in_the_original_layout_is_read_like_the_folder(out: Path, pipeline: Any, tmp_path: Path) -> None:
+    """Whole, and with the denoiser alone, where the base model lends what is not in the file."""
+    before = table(out)
+    for parts in ("unet vae text_encoder", "unet"):
+        file = original.single_file(pipeline, tmp_path / "checkpoint.safetensors", parts)
+        assert "checkpoint.safetensors" in expunge("evaluate", file, *BASE, "--out", out)
+        summary = Audit(out).summary()
+        assert (summary.model.kind, summary.model.changed) == ("single file", [])
+        pd.testing.assert_frame_equal(table(out), before)
+
+
+def test_an_adapter_is_fused_whoever_wrote_it(out: Path, adapter: Path, tmp_path: Path) -> None:
+    kohya = original.kohya(load_file(adapter), 2.0, tmp_path / "kohya.safetensors")
+    tables = []
+    for file in (adapter, kohya):
+        expunge("evaluate", file, *BASE, "--out", out)
+        summary = Audit(out).summary()
+        assert (summary.model.kind, summary.model.changed) == ("LoRA", ["unet"])
+        tables.append(table(out))
+    pd.testing.assert_frame_equal(*tables)
+    # The control: a ruined model is told from the base model.
+    assert summary.against_base.ira.difference is not None
+    assert summary.against_base.ira.difference.high < 0
+    assert summary.against_base.ira.difference.value < -0.5
+    assert summary.metrics.ua is not None
+    assert summary.metrics.ua.value > 0.5
+    assert summary.metrics.weight_drift is not None
+    assert summary.metrics.weight_drift.value > 0.01
+    assert (tables[0]["image"] != table(out, "base")["image"]).all()
+
+
+# -- what lies in the folder --------------------------------------------------------------------------------------------
+
+
+def test_the_summary_follows_its_schema_and_the_page_holds_all_it_shows(itself: Path) -> None:
+    summary = json.loads((itself / "summary.json").read_text())
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.validate(summary, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(summary | {"against_base": {}}, schema)
+    assert len(table(itself)) == summary["pictures"] == 3 * 4 + 6 + 4
+    assert set(table(itself)["level"]) == {"between", "final"}
+    page = (itself / "report.html").read_text()
+    assert "://" not in page
+    assert page.count("<img") == page.count('src="data:image/png;base64,')
+    assert page.count("<img") >= 2 * 3 * 3
+    assert not [p for p in itself.rglob("*") if "panda" in p.name or "mosaic" in p.name]
+
+
+def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from expunge.audit import audit
+
+    painted: list[int] = []
+    paint = audit.evaluate
+    monkeypatch.setattr(
+        audit, "evaluate", lambda b, d, rows, *rest: painted.append(len(rows)) or paint(b, d, rows, *rest)
+    )  # type: ignore[func-returns-value]
+    options = {"base": "iconworld", "protocol": str(PROTOCOL)}
+    Audit.create(out, model="iconworld", **options).evaluate()
+    assert painted == []
+    (out / "model" / "judgements.parquet").unlink()  # as if the process had been killed there
+    Audit.create(out, model="iconworld", **options).evaluate()
+    assert painted == [22]
+    Audit.create(out, model="iconworld", forgotten=["panda", "fox"], **options).evaluate()
+    assert painted == [22, 4, 4]  # fox alone, with both models
+    assert len(table(out)) == 26
+    assert Audit(out).summary().pictures == 4 + 4 + 6 + 4
+    with pytest.raises(ExpungeError, match="under another protocol"):
+        Audit.create(out, model="iconworld", base="iconworld", protocol="iconworld-demo")
+
+
+# -- wrong use ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
+    """Models that do not fit: pickled, damaged, of another model."""
+    folder = tmp_path_factory.mktemp("wrong")
+    for name in ("model.ckpt", "model.bin", "cut.safetensors"):
+        (folder / name).write_bytes(b"not a model")
+    stored = backbones.stored_denoiser(FOLDER)
+    name = next(n for n in stored if "attn2.to_k" in n)
+    save_file({name: stored[name][:, :-1].contiguous()}, folder / "shape.safetensors")
+    save_file({name: stored[name]}, folder / "run.safetensors", {"base": "sha256:0"})
+    save_file({"something.else": torch.zeros(2)}, folder / "other.safetensors")
+    save_file({f"model.diffusion_model.joint_blocks.{i}": torch.zeros(2) for i in "01"}, folder / "sd3.safetensors")
+    save_file({n.replace("attn2", "attn7"): v for n, v in load_file(adapter).items()}, folder / "lora.safetensors")
+    (folder / "file.txt").touch()
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["{wrong}/model.ckpt"], "is a pickle"),
+        (["{wrong}/model.bin"], "is a pickle"),
+        (["{wrong}/nothing.ckpt"], "is a pickle"),
+        (["{wrong}/nothing.safetensors"], "cannot be read as a safetensors file"),
+        (["{wrong}/cut.safetensors"], "cannot be read as a safetensors file"),
+        (["{wrong}/shape.safetensors"], "does not fit the base model iconworld-1"),
+        (["{wrong}/run.safetensors"], "what a run changed in another model"),
+        (["{wrong}/other.safetensors"], "holds no tensor of the base model iconworld-1, no LoRA"),
+        (["{wrong}/sd3.safetensors"], "is a StableDiffusion3Pipeline in one file"),
+        (["{wrong}/lora.safetensors"], "could not be loaded as a LoRA"),
+        (["./nowhere"], "no folder"),
+        (["{wrong}"], "no model_index.json"),
+        (["{tiny}"], "has latents of size 8, and the base model iconworld-1 has latents of size"),
+        (["{tiny3}"], "is a StableDiffusion3Pipeline, and the base model iconworld-1 is a StableDiffusionPipeline"),
+        (["iconworld", "--base", "{tiny}"], "measures the model 'iconworld-1', not 'sd-epsilon'"),
+        (["iconworld", "--protocol", "iconworld-dmo"], "Did you mean iconworld-demo"),
+        (["iconworld", "--forgotten", "pandaa"], "Did you mean panda"),
+        (["iconworld", "--set", "prompts.sauce=folder"], "no field"),
+        (["iconworld", "--set", "train.steps=2"], "is set by its prompts alone"),
+        (["iconworld", "--out", "{wrong}"], "is not empty, and holds no evaluation"),
+    ],
+)
+def test_what_does_not_fit_is_answered_with_a_sentence(
+    wrong: Path, tiny_folder: Callable[[str], Path], tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    places = {"wrong": wrong, "tiny": tiny_folder("sd-epsilon"), "tiny3": tiny_folder("sd3")}
+    model, *given = (a.format(**places) for a in arguments)
+    options = {"--base": "iconworld", "--protocol": str(PROTOCOL), "--out": str(tmp_path / "out")}
+    options |= dict(zip(given[::2], given[1::2], strict=True))
+    assert sentence in expunge("evaluate", model, *(part for pair in options.items() for part in pair), code=2)
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
+def test_before_it_has_ended_there_is_nothing_to_show(tmp_path: Path) -> None:
+    audit = package.Audit.create(tmp_path / "out", model="iconworld", base="iconworld", protocol=str(PROTOCOL))
+    with pytest.raises(ExpungeError, match="not evaluated to the end"):
+        audit.summary()
+    with pytest.raises(ExpungeError, match="holds no evaluation"):
+        Audit(tmp_path)
+    assert np.array_equal(audit.config.forgotten, ["panda", "pumpkin", "mosaic"])
