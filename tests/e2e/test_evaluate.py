@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 import expunge as package
 import original
 from expunge import Audit, ExpungeError, backbones, iconworld
+from expunge.audit import audit_schema
 from runs import PROTOCOL, expunge
 
 BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
@@ -145,6 +146,7 @@ def test_an_adapter_is_fused_whoever_wrote_it(out: Path, adapter: Path, tmp_path
 def test_the_summary_follows_its_schema_and_the_page_holds_all_it_shows(itself: Path) -> None:
     summary = json.loads((itself / "summary.json").read_text())
     schema = json.loads(SCHEMA.read_text())
+    assert schema == audit_schema()
     jsonschema.validate(summary, schema)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(summary | {"against_base": {}}, schema)

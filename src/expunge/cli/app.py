@@ -161,6 +161,7 @@ def compare(
 ) -> None:
     """Put two runs side by side: pictures at equal prompts and seeds, paired differences."""
     with _sentences():
+        _quiet()
         from expunge import audit
         from expunge import report as page
         from expunge.cli.tables import comparison_table

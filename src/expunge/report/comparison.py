@@ -12,6 +12,7 @@ from expunge.report.side_by_side import (
     MEASURED,
     PointRow,
     SidePage,
+    both,
     cards,
     concept_pairs,
     metric_pairs,
@@ -107,8 +108,8 @@ def _made(side: Side) -> str:
 
 def _tile(name: str, paired: Paired, field: str) -> Tile:
     pair = getattr(paired, field)
-    both = " \N{RIGHTWARDS ARROW} ".join(wording.share(v) for v in (pair.first, pair.second))
-    return Tile(name, wording.points(pair.difference), f"{wording.points_interval(pair.difference)} ({both})")
+    detail = f"{wording.points_interval(pair.difference)} ({both(pair, 'AB')})"
+    return Tile(name, wording.points(pair.difference), detail)
 
 
 def _point(point: Point) -> PointRow:

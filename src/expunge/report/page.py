@@ -35,10 +35,10 @@ def write_evaluation(audit: Audit) -> Path:
     return audit.report
 
 
-def write_comparison(found: Comparison, path: Path) -> Path:
+def write_comparison(found: Comparison, path: str | Path) -> Path:
     """Write the page of a comparison to `path`; the path."""
-    write_text(path, render("side_by_side.html.jinja", comparison.gather(found)))
-    return path
+    write_text(Path(path), render("side_by_side.html.jinja", comparison.gather(found)))
+    return Path(path)
 
 
 def render(template: str, page: Any) -> str:

@@ -90,6 +90,11 @@ def pair_row(name: str, meaning: str, pair: Pair) -> PairRow:
     )
 
 
+def both(pair: Pair, models: Sequence[str]) -> str:
+    """The two values in words."""
+    return ", ".join(f"{model} {wording.share(v)}" for model, v in zip(models, (pair.first, pair.second), strict=True))
+
+
 def metric_pairs(paired: Paired) -> tuple[PairRow, ...]:
     return tuple(pair_row(METRICS[f].name, METRICS[f].meaning, getattr(paired, f)) for f in MEASURED)
 
@@ -120,10 +125,10 @@ def cards(
     labels = tuple(name for name, _ in albums)
     for concept in forgotten:
         pair = paired.concepts[concept]
-        both = " \N{RIGHTWARDS ARROW} ".join(wording.share(v) for v in (pair.first, pair.second))
+        facts = f"UA: {both(pair, labels[-2:])}"
         title = names.label(concept)
         if names.private(concept):
-            found.append(Card(title, f"UA {both}", "Prompts and pictures of a person are not shown.", ()))
+            found.append(Card(title, facts, "Prompts and pictures of a person are not shown.", ()))
             continue
         strips = [Strip(f"Forget: {title}", labels, _kept(columns("forget", concept, albums, names, wanted=False)))]
         if near := neighbour(groups.get(concept, ()), albums[-1][1], names):
@@ -131,7 +136,7 @@ def cards(
             strips.append(Strip(title_of, labels, _kept(columns("neighbour", near, albums, names, wanted=True))))
         strips = [s for s in strips if s.columns]
         note = "" if strips else "No picture was kept of a row that all models painted."
-        found.append(Card(title, f"UA {both}", note, tuple(strips)))
+        found.append(Card(title, facts, note, tuple(strips)))
     return tuple(found)
 
 
