@@ -15,10 +15,10 @@ from PIL import Image
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
-from expunge.engine import compute_dtype
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Judge, Protocol, SamplerConfig, find_judge, forget_rows, paint, retention_rows
 from expunge.files import load_tensors, write_json, write_text
+from expunge.hardware import compute_dtype
 from expunge.prompts import (
     FolderConfig,
     KnownConcepts,
@@ -88,8 +88,7 @@ class Run:
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         _check_judged(_protocol(config), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
-        frozen = config.model_copy(update={"model": config.model.model_copy(update={"digest": digest})})
-        write_text(directory.config, frozen.to_toml())
+        write_text(directory.config, config.frozen(digest).to_toml())
         run = cls(path)
         run.directory.add_event("created", model=digest)
         for names in requests:
@@ -309,6 +308,7 @@ def _check(config: RunConfig, folder: Path) -> None:
     """All that can be known to fail before anything is loaded."""
     backbone = backbones.backbone_class(folder)
     compute_dtype(config.train.precision)
+    compute_dtype(config.evaluate.precision)
     groups = ("full", *backbone.parameter_groups)
     if config.train.parameters not in groups:
         wrong = config.train.parameters
