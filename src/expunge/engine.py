@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -27,12 +27,10 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, save_tensors, write_text
+from expunge.hardware import Precision, settled
 from expunge.methods import GradientMethod, Position
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
 from expunge.trainable import LoraConfig, trainable
-
-Precision = Literal["fp32", "bf16", "fp16"]
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TrainConfig(BaseModel):
@@ -41,7 +39,8 @@ class TrainConfig(BaseModel):
     Attributes:
         parameters: what is trained: full, cross-attention, cross-attention-kv, or lora (adapters, merged at the end).
         lora: the adapters, where `parameters` is lora.
-        precision: fp32, bf16 or fp16 arithmetic (parameters and optimizer stay in fp32; fp16 needs a GPU).
+        precision: fp32, bf16 or fp16 arithmetic (parameters and optimizer stay in fp32; fp16 needs a GPU), or auto, which is
+            settled when a run is made.
         steps: optimizer steps per request, or the most of them where there is a rule to stop. Source: 250 to 350 by concept.
         stop: when training may stop before that; None for never.
         batch_size: rows of each role (forget, retain) per micro-batch and process. Source: 18 on each of 3 processes.
@@ -96,17 +95,6 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
 
 
-def compute_dtype(precision: Precision) -> torch.dtype:
-    """The dtype of network evaluations.
-
-    Raises:
-        ExpungeError: for fp16 without a GPU.
-    """
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise ExpungeError("precision fp16 needs a CUDA GPU, and none is here. Use fp32 or bf16.")
-    return _DTYPES[precision]
-
-
 def train(
     backbone: Backbone,
     teacher: Predictor,
@@ -138,7 +126,8 @@ def train(
     """
     # Accelerate keeps the precision in a process-wide singleton; one run's must not bind the next one's.
     AcceleratorState._reset_state()
-    accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(config.precision, config.precision))
+    precision = settled(config.precision)
+    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     with trainable(backbone, config.parameters, config.lora, seed) as trained:
         parameters = trained.parameters
         optimizer = torch.optim.AdamW(

@@ -1,4 +1,4 @@
-"""The stopping rule at work on a tiny pipeline: early where little is to be done, late where much is."""
+"""The stopping rule at work: early where little is to be done, late where much is."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from expunge import backbones
+from expunge import backbones, iconworld
 from expunge.backbones import Backbone
 from expunge.engine import StepLog
 from steps import run_step
@@ -30,28 +30,37 @@ def _log(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
-def _louder(backbone: Backbone, factor: float) -> Backbone:
-    """The same model with text that moves its predictions `factor` times as far: all concepts lie that much further from
-    what replaces them."""
-    with torch.no_grad():
-        for name in backbone.parameters_of("cross-attention"):
-            if ".to_out." in name:
-                backbone.denoiser.get_parameter(name).mul_(factor)
-    return backbone
+def _concept(name: str) -> dict[str, Any]:
+    return {"concepts": (iconworld.vocabulary().concept(name),), "forgotten": ()}
 
 
-def test_training_stops_early_on_an_easy_concept_late_on_a_hard_one_and_never_without_the_rule(
-    fresh: Callable[[], Backbone], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_training_stops_early_on_an_easy_concept_late_on_a_hard_one_and_never_without_the_rule(tmp_path: Path) -> None:
+    """The ground's colour is a single word to the built-in model; Santa has a face, a hat and a beard. At this learning
+    rate it is the way that the weights must go which decides, on any processor."""
+    folder = iconworld.model_folder("iconworld")
+    assert folder is not None
+    rule = {"check_every": 4, "patience": 2, "tolerance": 0.05, "target": 0.35, "batches": 3}
     last = {}
-    for name, factor, rule in (("easy", 1.0, RULE), ("hard", 4.0, RULE), ("fixed", 1.0, None)):
-        run_step(_louder(fresh(), factor), tmp_path / name, stop=rule, **SETTINGS)
+    for name, concept, stop in (("easy", "pink", rule), ("hard", "santa", rule), ("fixed", "pink", None)):
+        run_step(
+            backbones.load(folder),
+            tmp_path / name,
+            stop=stop,
+            steps=60 if stop else 24,
+            learning_rate=1.5e-4,
+            batch_size=6,
+            parameters="cross-attention",
+            checkpoint_steps=60,
+            served=_concept(concept),
+            changes={"lambda_preserve": 5.0},
+        )
         last[name] = _log(tmp_path / name)[-1]
         print(name, last[name], [e["check"] for e in _log(tmp_path / name) if e["check"]])
-    assert last["easy"]["stopped"] == "reached"
-    assert last["easy"]["check"]["forget"] <= RULE["target"]
-    assert last["easy"]["step"] * 1.5 < last["hard"]["step"]
-    assert (last["fixed"]["step"], last["fixed"]["stopped"], last["fixed"]["check"]) == (STEPS, "steps", None)
+    assert last["easy"]["stopped"] == last["hard"]["stopped"] == "reached"
+    assert last["easy"]["check"]["forget"] <= rule["target"]
+    assert last["easy"]["step"] * 1.3 < last["hard"]["step"]
+    assert (last["fixed"]["step"], last["fixed"]["stopped"], last["fixed"]["check"]) == (24, "steps", None)
 
 
 @pytest.mark.parametrize("parameters", ["full", "lora"])
@@ -82,15 +91,26 @@ def test_looking_changes_nothing(fresh: Callable[[], Backbone], tmp_path: Path) 
     assert all(torch.equal(watched[n], fixed[n]) for n in watched)
 
 
-def test_more_strength_forgets_more(fresh: Callable[[], Backbone], tmp_path: Path) -> None:
-    rule = {**RULE, "patience": 50, "batches": 4}
+@pytest.mark.slow
+def test_more_strength_forgets_more_and_keeps_less(tmp_path: Path) -> None:
+    folder = iconworld.model_folder("iconworld")
+    assert folder is not None
+    rule = {"check_every": 12, "patience": 50, "batches": 3}
     ends = []
-    for strength in (0.05, 0.2, 1.0, 5.0):
-        folder = tmp_path / str(strength)
-        run_step(fresh(), folder, stop=rule, steps=15, changes={"strength": strength})
-        ends.append(_log(folder)[-1]["check"])
-    forget, retain = ([end[role] for end in ends] for role in ("forget", "retain"))
-    print(forget, retain)
-    assert forget == sorted(forget, reverse=True)
-    assert forget[0] > 1.2 * forget[-1]
-    assert retain[0] < retain[-1]
+    for strength in (0.02, 5.0):
+        run_step(
+            backbones.load(folder),
+            tmp_path / str(strength),
+            stop=rule,
+            steps=12,
+            learning_rate=3e-4,
+            batch_size=6,
+            parameters="cross-attention",
+            served=_concept("santa"),
+            changes={"strength": strength},
+        )
+        ends.append(_log(tmp_path / str(strength))[-1]["check"])
+    weak, strong = ends
+    print(weak, strong)
+    assert strong["forget"] < 0.8 * weak["forget"]
+    assert strong["retain"] > 1.2 * weak["retain"]

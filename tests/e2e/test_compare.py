@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -19,10 +20,12 @@ from handmade import FOX, NEON, PERSON, SANTA, add_step, judgements
 from runs import PROTOCOL, expunge
 
 
-def make(path: Path, side: int, steps: Sequence[tuple[Concept, Sequence[str]]], model: Mapping[str, str] = {}) -> Path:
+def make(
+    path: Path, side: int, steps: Sequence[tuple[Concept, Sequence[str]]], changes: Mapping[str, Any] = {}
+) -> Path:
     """A run on `path` that served one request for each concept; each step shows everything but what is listed with it."""
     directory = RunDirectory(path)
-    write_text(directory.config, preset("lacu-iconworld", {"model": model}).to_toml())
+    write_text(directory.config, preset("lacu-iconworld", changes).to_toml())
     base, images = judgements(0, [])
     write_images(directory.base_images, images, base, list(images))
     write_table(directory.base_judgements, base)
@@ -175,18 +178,19 @@ def test_a_person_is_called_by_the_requests_of_both_and_never_pictured(page: str
 
 
 def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_run: Path, tmp_path: Path) -> None:
-    elsewhere = make(tmp_path / "elsewhere", 5, [(FOX, ["fox"])], {"digest": "sha256:1"})
+    steps = [(FOX, ["fox"])]
+    elsewhere = make(tmp_path / "elsewhere", 5, steps, {"model": {"digest": "sha256:1"}})
+    protocol = make(tmp_path / "protocol", 5, steps, {"evaluate": {"protocol": "iconworld-dev-a"}})
+    precision = make(tmp_path / "precision", 5, steps, {"evaluate": {"precision": "bf16"}})
     nothing = make(tmp_path / "nothing", 6, [(SANTA, ["santa"])])
     empty = make(tmp_path / "empty", 7, [])
-    protocol = shutil.copytree(a, tmp_path / "protocol")
-    config = protocol / "run.toml"
-    config.write_text(config.read_text().replace('"iconworld-demo"', '"iconworld-dev-a"'))
     prompts = shutil.copytree(a, tmp_path / "prompts")
     base = RunDirectory(prompts).base_judgements
     write_table(base, pd.read_parquet(base).assign(prompt="another"))
     for other, sentence in (
         (elsewhere, "the base model of one is , of the other sha256:1"),
         (protocol, "the protocol of one is iconworld-demo, of the other iconworld-dev-a"),
+        (precision, "one was painted in fp32, the other in bf16"),
         (prompts, "their rows have other prompts"),
         (nothing, "have forgotten no concept in common"),
         (empty, "has no accepted step yet"),

@@ -222,7 +222,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
         (["iconworld", "--protocol", "iconworld-dmo"], "Did you mean iconworld-demo"),
         (["iconworld", "--forgotten", "pandaa"], "Did you mean panda"),
         (["iconworld", "--set", "prompts.sauce=folder"], "no field"),
-        (["iconworld", "--set", "train.steps=2"], "is set by its prompts alone"),
+        (["iconworld", "--set", "train.steps=2"], "There is no field 'train'"),
+        (["iconworld", "--set", "evaluate.precision=fp16"], "needs a CUDA GPU"),
         (["iconworld", "--out", "{wrong}"], "is not empty, and holds no evaluation"),
     ],
 )

@@ -23,9 +23,10 @@ from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, Row, evaluate, find_judge, forget_rows, metrics, retention_rows
 from expunge.files import canonical_json, digest_bytes, write_json, write_text
+from expunge.hardware import compute_dtype, settled
 from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.stream import Progress
-from expunge.stream.config import ModelConfig, PromptsConfig, TomlConfig
+from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
 from expunge.stream.directory import write_images, write_table
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.named import (
@@ -47,7 +48,7 @@ class AuditConfig(TomlConfig):
     schema_: Literal[1] = Field(1, alias="schema")
     base: ModelConfig
     model: ModelConfig
-    protocol: str
+    evaluate: EvaluateConfig
     prompts: PromptsConfig = VocabularyConfig()
     forgotten: tuple[str, ...] = ()
     rows: str = ""
@@ -95,7 +96,7 @@ class Audit:
         base: str,
         protocol: str,
         forgotten: Sequence[str] = (),
-        prompts: Mapping[str, Any] = {},
+        changes: Mapping[str, Any] = {},
     ) -> Self:
         """Check everything that can be checked without reading weights, then write `audit.toml`.
 
@@ -108,7 +109,8 @@ class Audit:
             base: the model that it was made from: a folder, hub id or built-in name.
             protocol: a protocol's name or file.
             forgotten: concepts that the model should not show; all that the protocol's requests name where none is given.
-            prompts: the section [prompts] of a run's configuration, for prompts of one's own.
+            changes: fields of the sections [prompts] and [evaluate] of a run's configuration, for prompts of one's own
+                and another precision: {"prompts": {"vocabulary": "words.toml"}}.
 
         Raises:
             ExpungeError: when something is missing, unknown, pickled, or does not fit the base model.
@@ -116,10 +118,11 @@ class Audit:
         folder = model_folder(base)
         asked = read_protocol(protocol)
         check_protocol(asked, model_name(base, folder), backbones.backbone_class(folder))
-        config = AuditConfig.from_data(
-            {"base": {"source": base}, "model": {"source": model}, "protocol": protocol, "prompts": dict(prompts)},
-            "This evaluation",
-        )
+        given = {"base": {"source": base}, "model": {"source": model}}
+        evaluate = {**changes.get("evaluate", {}), "protocol": protocol}
+        config = AuditConfig.from_data({**changes, **given, "evaluate": evaluate}, "This evaluation")
+        precision = settled(config.evaluate.precision)
+        compute_dtype(precision)
         source = prompt_source(config.prompts)
         names = forgotten or [name for request in asked.requests for name in request]
         concepts = list(dict.fromkeys(forgettable(source, name) for name in names))
@@ -130,7 +133,10 @@ class Audit:
                 "base": ModelConfig(source=base, digest=backbones.model_digest(folder)),
                 "model": ModelConfig(source=model, digest=digest),
                 "forgotten": tuple(c.name for c in concepts),
-                "rows": digest_bytes(canonical_json([asked.model_dump(mode="json"), source.digest]).encode()),
+                "evaluate": EvaluateConfig(protocol=protocol, precision=precision),
+                "rows": digest_bytes(
+                    canonical_json([asked.model_dump(mode="json"), source.digest, precision]).encode()
+                ),
             }
         )
         _make_room(Path(path), config)
@@ -186,7 +192,7 @@ class Audit:
 
     @cached_property
     def protocol(self) -> Protocol:
-        return read_protocol(self.config.protocol)
+        return read_protocol(self.config.evaluate.protocol)
 
     @cached_property
     def source(self) -> PromptSource:
@@ -240,6 +246,7 @@ class Audit:
                 self.protocol.sampler,
                 find_judge(self.protocol.judge, JUDGES),
                 lambda done, of: progress(Progress(0, phase, done, of)),
+                self.config.evaluate.precision,
             )
             backbone.to("cpu")
             if shelf is self.base:
@@ -262,8 +269,8 @@ def _make_room(path: Path, config: AuditConfig) -> None:
     before = Audit(path).config
     if (before.base.digest, before.rows) != (config.base.digest, config.rows):
         raise ExpungeError(
-            f"{path} holds an evaluation of another base model, or under another protocol or other prompts. Choose another "
-            "folder."
+            f"{path} holds an evaluation of another base model, or under another protocol, with other prompts or in "
+            "another precision. Choose another folder."
         )
     for name in ("summary.json", "report.html"):
         (path / name).unlink(missing_ok=True)

@@ -17,6 +17,7 @@ from expunge.audit.paired import Paired, compare_tables
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
+from expunge.hardware import Precision
 from expunge.prompts import PromptSource
 from expunge.stream import Run
 
@@ -38,6 +39,7 @@ class Side:
     made: str
     base_digest: str
     protocol: Protocol
+    precision: Precision
     source: PromptSource
     base: Shelf
     requests: tuple[Request, ...]
@@ -78,8 +80,8 @@ def compare(a: str | Path, b: str | Path) -> Comparison:
     """Compare two runs, two evaluations, or one with the other.
 
     Raises:
-        ExpungeError: when one of them is neither, is not finished, or the two have another base model, another protocol or
-            other prompts, or have forgotten no concept in common.
+        ExpungeError: when one of them is neither, is not finished, or the two have another base model, another protocol,
+            other prompts or another precision, or have forgotten no concept in common.
     """
     sides = open_side(Path(a)), open_side(Path(b))
     _check(*sides)
@@ -126,6 +128,7 @@ def _run(run: Run) -> Side:
         made=str(run.config.method["name"]),
         base_digest=run.config.model.digest,
         protocol=run.protocol,
+        precision=run.config.evaluate.precision,
         source=run.source,
         base=Shelf(run.directory.base_judgements, run.directory.base_images),
         requests=tuple(run.requests),
@@ -140,6 +143,7 @@ def _evaluation(audit: Audit) -> Side:
         made=f"{made.name} ({made.kind})",
         base_digest=audit.config.base.digest,
         protocol=audit.protocol,
+        precision=audit.config.evaluate.precision,
         source=audit.source,
         base=audit.base,
         requests=audit.requests,
@@ -156,6 +160,8 @@ def _check(a: Side, b: Side) -> None:
             f"{where} the protocol of one is {a.protocol.name}, of the other {b.protocol.name}, or a file of that name "
             "that says something else."
         )
+    if a.precision != b.precision:
+        raise ExpungeError(f"{where} one was painted in {a.precision}, the other in {b.precision}.")
     one, other = (pd.read_parquet(side.base.judgements) for side in (a, b))
     pair = one.merge(other, on="row", suffixes=("_a", "_b"))
     for column in ("prompt", "seed"):

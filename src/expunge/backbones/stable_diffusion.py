@@ -38,6 +38,7 @@ class StableDiffusion(Backbone):
         super().__init__(pipeline)
         # Convolutions are faster in this layout (a fifth on a CPU, more on tensor cores); values do not change.
         self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        pipeline.vae.to(memory_format=torch.channels_last)
         self._noising = DDPMScheduler.from_config(pipeline.scheduler.config)
 
     @torch.no_grad()

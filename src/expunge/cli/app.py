@@ -130,7 +130,8 @@ def evaluate(
         typer.Option(metavar="CONCEPT", help="What it should not show (repeatable); all of the protocol's by default."),
     ] = [],  # noqa: B006 - typer copies it
     assignments: Annotated[
-        list[str], typer.Option("--set", metavar="prompts.FIELD=VALUE", help="Prompts of your own (repeatable).")
+        list[str],
+        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A field of [prompts] or [evaluate] (repeatable)."),
     ] = [],  # noqa: B006
 ) -> None:
     """Measure a model that any tool made, beside the base model that it was made from."""
@@ -141,11 +142,8 @@ def evaluate(
         from expunge.cli.progress import RunProgress
         from expunge.cli.tables import evaluation_table
 
-        changes = _changes(assignments)
-        if wrong := sorted(changes.keys() - {"prompts"}):
-            raise ExpungeError(f"--set {wrong[0]} does not belong here: an evaluation is set by its prompts alone.")
         audit = Audit.create(
-            out, model=model, base=base, protocol=protocol, forgotten=forgotten, prompts=changes.get("prompts", {})
+            out, model=model, base=base, protocol=protocol, forgotten=forgotten, changes=_changes(assignments)
         )
         with RunProgress(console) as progress:
             summary = audit.evaluate(progress)

@@ -15,25 +15,35 @@ from expunge.evaluation.collapse import collapse
 from expunge.evaluation.judge import Judge
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
+from expunge.hardware import Precision, compute_dtype
 
 Images = dict[str, np.ndarray]
 """{row id: picture `(h w 3)` uint8}"""
 
 
 def paint(
-    backbone: Backbone, denoiser: nn.Module, prompts: Sequence[str], seeds: Sequence[int], sampler: SamplerConfig
+    backbone: Backbone,
+    denoiser: nn.Module,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    sampler: SamplerConfig,
+    precision: Precision = "fp32",
 ) -> Tensor:
     """Pictures `(b 3 h w)` in [0, 1], one prompt and one seed each."""
-    latents = backbone.sample(
-        denoiser,
-        backbone.encode(prompts),
-        backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds]),
-        steps=sampler.steps,
-        guidance=sampler.guidance,
-        unconditional=backbone.encode([""]),
-        solver=sampler.solver,
-    )
-    return backbone.decode(latents)
+    conditioning, unconditional = backbone.encode(prompts), backbone.encode([""])
+    noise = backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds])
+    dtype = compute_dtype(precision)
+    with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
+        latents = backbone.sample(
+            denoiser,
+            conditioning,
+            noise,
+            steps=sampler.steps,
+            guidance=sampler.guidance,
+            unconditional=unconditional,
+            solver=sampler.solver,
+        )
+        return backbone.decode(latents)
 
 
 def evaluate(
@@ -43,12 +53,13 @@ def evaluate(
     sampler: SamplerConfig,
     judge: Judge,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    precision: Precision = "fp32",
 ) -> tuple[pd.DataFrame, Images]:
     """Judgements in the order of `rows`, and the pictures."""
     table: dict[str, dict[str, object]] = {}
     images: Images = {}
     for batch in batches(rows, sampler.batch_size):
-        pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler)
+        pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler, precision)
         answers = judge.judge(pictures, [r.question for r in batch])
         for row, picture, answer in zip(batch, pixels(pictures), answers, strict=True):
             images[row.id] = picture

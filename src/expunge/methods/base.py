@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -26,6 +26,7 @@ from expunge.replay import ReplayConfig
 
 StateT = TypeVar("StateT")
 BatchT = TypeVar("BatchT")
+TeacherName = Literal["previous", "base"]
 
 
 class MethodConfig(BaseModel):
@@ -54,7 +55,7 @@ class StepContext:
     """All that a method may see of a step.
 
     Attributes:
-        teacher: M(k-1), frozen.
+        teacher: M(k-1) or M(0), as the method asks for, frozen.
         concepts: what this step must forget.
         forgotten: what earlier steps forgot.
         held_out: names that must never be trained on (evaluation neighbours).
@@ -110,6 +111,11 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @property
+    def teacher(self) -> TeacherName:
+        """Which model is the frozen teacher of a step: M(k-1), or M(0) for the whole stream."""
+        return "previous"
 
     @property
     @abstractmethod

@@ -1,6 +1,7 @@
 """Re-steering and its relatives: the student learns to predict for some prompts what the teacher predicts for others.
 
-With teacher theta* = M(k-1) (frozen) and student theta (starts at theta*), every loss of this family is
+With a frozen teacher theta* (M(k-1), or M(0) where asked for) and a student theta, which starts at M(k-1), every loss of this
+family is
 
     L = E || eps(x_t, t, p; theta) - eps(x_t, t, q; theta*) ||^2,     x_t = q(x_t | x_0),  t ~ U{t_min..t_max}
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -25,7 +26,7 @@ from torch import Tensor
 from expunge import seeds
 from expunge.backbones import Conditioning, Predictor
 from expunge.locality import Choice
-from expunge.methods.base import GradientMethod, Position, Record, StepContext
+from expunge.methods.base import GradientMethod, Position, Record, StepContext, TeacherName
 from expunge.methods.mapping import MappingConfig, Neighbours
 from expunge.replay import FreshReplay, Replay, Sampler, fill_bank, kept_bank
 
@@ -45,11 +46,14 @@ def matching_loss(student: Tensor, teacher: Tensor) -> Tensor:
 class ResteeringConfig(MappingConfig):
     """
     Attributes:
+        teacher: "previous", M(k-1), as published; or "base", M(0): what is distilled and replayed is then the base model's
+            own work in every step, and the errors of earlier steps are not copied into later ones.
         strength: multiplies lambda_unlearn; the one knob most people touch.
         lambda_unlearn: weight of the re-steering loss.
         t_min, t_max: training indices between which re-steering acts, both inclusive.
     """
 
+    teacher: TeacherName = "previous"
     strength: float = Field(1.0, gt=0)
     lambda_unlearn: float = Field(gt=0)
     t_min: Time = 0
@@ -139,6 +143,10 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
     """A method whose losses are all matching losses. Subclasses name their configuration, weights and aims."""
 
     config: Any
+
+    @property
+    def teacher(self) -> TeacherName:
+        return cast(ResteeringConfig, self.config).teacher
 
     @abstractmethod
     def aims(self, context: StepContext) -> tuple[list[Aim], Record]:

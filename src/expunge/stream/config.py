@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
 from expunge.errors import ExpungeError, nearest
+from expunge.hardware import Precision, settled
 from expunge.methods import METHODS, GradientMethod
 from expunge.prompts import FolderConfig, LlmConfig, VocabularyConfig
 from expunge.replay import ReplayConfig
@@ -69,9 +70,14 @@ PromptsConfig = Annotated[
 
 
 class EvaluateConfig(_Strict):
-    """`protocol`: a protocol file, or the name of a built-in one."""
+    """
+    Attributes:
+        protocol: a protocol file, or the name of a built-in one.
+        precision: arithmetic in which pictures are painted; "auto" is settled when the run is made.
+    """
 
     protocol: str = "iconworld-demo"
+    precision: Precision = "fp32"
 
 
 class GateConfig(_Strict):
@@ -125,6 +131,16 @@ class RunConfig(TomlConfig):
 
     def build_constraints(self) -> list[Constraint]:
         return [_constraint(section)[1] for section in self.constraints]
+
+    def frozen(self, model_digest: str) -> Self:
+        """This configuration with all that the model and the machine decide written out: it means the same ever after."""
+        return self.model_copy(
+            update={
+                "model": self.model.model_copy(update={"digest": model_digest}),
+                "train": self.train.model_copy(update={"precision": settled(self.train.precision)}),
+                "evaluate": self.evaluate.model_copy(update={"precision": settled(self.evaluate.precision)}),
+            }
+        )
 
 
 def preset(name: str, changes: Mapping[str, Any] = {}) -> RunConfig:

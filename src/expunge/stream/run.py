@@ -15,10 +15,10 @@ from PIL import Image
 from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
-from expunge.engine import compute_dtype
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, paint
 from expunge.files import load_tensors, write_json, write_text
+from expunge.hardware import compute_dtype
 from expunge.prompts import PromptSource
 from expunge.stream.config import RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
@@ -87,8 +87,7 @@ class Run:
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         check_judged(read_protocol(config.evaluate.protocol), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
-        frozen = config.model_copy(update={"model": config.model.model_copy(update={"digest": digest})})
-        write_text(directory.config, frozen.to_toml())
+        write_text(directory.config, config.frozen(digest).to_toml())
         run = cls(path)
         run.directory.add_event("created", model=digest)
         for names in requests:
@@ -276,6 +275,7 @@ def _check(config: RunConfig, folder: Path) -> None:
     """All that can be known to fail before anything is loaded."""
     backbone = backbones.backbone_class(folder)
     compute_dtype(config.train.precision)
+    compute_dtype(config.evaluate.precision)
     groups = ("full", *backbone.parameter_groups)
     if config.train.parameters not in groups:
         wrong = config.train.parameters

@@ -24,10 +24,11 @@ from torch import Tensor
 from expunge import seeds
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept, Request
-from expunge.engine import StepLog, compute_dtype, train
+from expunge.engine import StepLog, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, Value, evaluate, forget_rows, metrics, retention_rows
 from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
+from expunge.hardware import compute_dtype
 from expunge.methods import StepContext
 from expunge.prompts import PromptSource
 from expunge.stream.config import GateConfig, RunConfig
@@ -166,10 +167,11 @@ def _train(
     clock: _Clock,
 ) -> None:
     config, backbone = shop.config, shop.backbone
-    shop.put(previous)
-    counts = Evaluations()
-    teacher = Predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
     method = config.build_method()
+    counts = Evaluations()
+    shop.put(None if method.teacher == "base" else previous)
+    teacher = Predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
+    shop.put(previous)
     context = StepContext(
         backbone=backbone,
         teacher=teacher,
@@ -257,6 +259,7 @@ def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFram
         shop.protocol.sampler,
         shop.judge,
         lambda done, of: shop.progress(Progress(index, phase, done, of)),
+        shop.config.evaluate.precision,
     )
 
 

@@ -16,8 +16,8 @@ import typer
 
 from expunge import files
 from expunge.errors import ExpungeError
+from expunge.hardware import best_device, has_bfloat16
 from expunge.iconworld.build import autoencoder, denoiser, judge, loop, stock, tokenizer
-from expunge.iconworld.build.device import best_device, has_bfloat16
 
 LARGER = 8
 """Batches are this many times larger on a GPU."""

@@ -1,26 +1,14 @@
-"""What the machine can do: its device, and the precision in which it is fast."""
+"""Training in the arithmetic that the machine is fast in."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-
-def best_device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def has_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is computed in hardware. Most CPUs emulate it, some twenty times slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    processor = Path("/proc/cpuinfo")
-    flags = set(processor.read_text().split()) if processor.exists() else set[str]()
-    return bool(flags & {"avx512_bf16", "amx_bf16"})
+from expunge.hardware import has_bfloat16
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
