@@ -23,7 +23,7 @@ from expunge.errors import ExpungeError
 
 
 def opened(model: Path, base: Path) -> Backbone:
-    return load(recognise(str(model), base), base)
+    return load(recognise(str(model), base), backbones.load(base), base)
 
 
 def changed(one: Backbone, other: Backbone) -> list[str]:

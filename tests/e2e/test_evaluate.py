@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 import expunge as package
 import original
-from expunge import Audit, ExpungeError, backbones, iconworld
+from expunge import Audit, ExpungeError, backbones, iconworld, report
 from expunge.audit import audit_schema
 from runs import PROTOCOL, expunge
 
@@ -110,14 +111,12 @@ def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: P
 
 
 def test_one_file_in_the_original_layout_is_read_like_the_folder(out: Path, pipeline: Any, tmp_path: Path) -> None:
-    """Whole, and with the denoiser alone, where the base model lends what is not in the file."""
     before = table(out)
-    for parts in ("unet vae text_encoder", "unet"):
-        file = original.single_file(pipeline, tmp_path / "checkpoint.safetensors", parts)
-        assert "checkpoint.safetensors" in expunge("evaluate", file, *BASE, "--out", out)
-        summary = Audit(out).summary()
-        assert (summary.model.kind, summary.model.changed) == ("single file", [])
-        pd.testing.assert_frame_equal(table(out), before)
+    file = original.single_file(pipeline, tmp_path / "checkpoint.safetensors")
+    assert "checkpoint.safetensors" in expunge("evaluate", file, *BASE, "--out", out)
+    summary = Audit(out).summary()
+    assert (summary.model.kind, summary.model.changed) == ("single file", [])
+    pd.testing.assert_frame_equal(table(out), before)
 
 
 def test_an_adapter_is_fused_whoever_wrote_it(out: Path, adapter: Path, tmp_path: Path) -> None:
@@ -159,6 +158,21 @@ def test_the_summary_follows_its_schema_and_the_page_holds_all_it_shows(itself: 
     assert not [p for p in itself.rglob("*") if "panda" in p.name or "mosaic" in p.name]
 
 
+def test_a_person_is_called_by_a_number_and_never_pictured(out: Path, tmp_path: Path) -> None:
+    """In a vocabulary in which all animals are persons; the pumpkin is a character."""
+    words = tmp_path / "words.toml"
+    text = (iconworld.HERE / "vocabulary.toml").read_text()
+    words.write_text(text.replace('phrase = "{a} {}"\nkind = "object"', 'phrase = "{a} {}"\nkind = "person"'))
+    config = out / "audit.toml"
+    config.write_text(config.read_text().replace('vocabulary = "iconworld"', f'vocabulary = "{words}"'))
+    page = re.sub(r'src="[^"]+"', "", report.write_evaluation(Audit(out)).read_text())
+    for name in ("panda", "bear", "koala"):
+        assert name not in page.casefold()
+    assert "person 1" in page
+    assert page.count("Prompts and pictures of a person are not shown.") == 1
+    assert "Forget: pumpkin" in page
+
+
 def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from expunge.audit import audit
 
@@ -197,7 +211,6 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
     save_file({"something.else": torch.zeros(2)}, folder / "other.safetensors")
     save_file({f"model.diffusion_model.joint_blocks.{i}": torch.zeros(2) for i in "01"}, folder / "sd3.safetensors")
     save_file({n.replace("attn2", "attn7"): v for n, v in load_file(adapter).items()}, folder / "lora.safetensors")
-    (folder / "file.txt").touch()
     return folder
 
 

@@ -224,7 +224,8 @@ class Audit:
                     f"{what} is not what this evaluation began with (its digest is {digest}, it was {expected}). "
                     "Restore it, or evaluate anew."
                 )
-        return backbones.load(self._folder), load(self._recognised, self._folder)
+        base = backbones.load(self._folder)
+        return base, load(self._recognised, base, self._folder)
 
     def _rows(self) -> list[Row]:
         rows = [r for q in self.requests for r in forget_rows(self.protocol, self.source, q.concepts[0])]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model_state_dict
@@ -19,25 +18,24 @@ from expunge.errors import ExpungeError
 from expunge.files import load_tensors, tensor_shapes
 
 
-def load(source: Source, base: Path) -> Backbone:
+def load(source: Source, base: Backbone, folder: Path) -> Backbone:
     """The model, all components in float32, on the CPU, with the base model's scheduler: what is compared is weights.
 
     Args:
-        base: the base model's pipeline folder. What the model does not bring itself comes from there.
+        base: the base model, which stays as it is. A model in one file shares with it the components that the file lacks.
+        folder: the base model's pipeline folder.
 
     Raises:
-        ExpungeError: when it does not fit the base model, or is not whole.
+        ExpungeError: when the model does not fit the base model, or is not whole.
     """
-    backbone = backbones.load(base)
-    scheduler = backbone.pipeline.scheduler
     try:
-        backbone = _LOADERS[source.kind](source.path, base, backbone)
+        backbone = _LOADERS[source.kind](source.path, base, folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ExpungeError(
-            f"{source.path} could not be loaded as a {source.kind} over the base model {base.name} "
+            f"{source.path} could not be loaded as a {source.kind} over the base model {folder.name} "
             f"({' '.join(str(error).split())[:300]}). Is it whole, and was it made from this base model?"
         ) from error
-    backbone.pipeline.register_modules(scheduler=scheduler)
+    backbone.pipeline.register_modules(scheduler=base.pipeline.scheduler)
     return backbone
 
 
@@ -51,23 +49,25 @@ def _digest(module: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).numpy())
     return digest.hexdigest()
 
 
 # -- one loader per kind --------------------------------------------------------------------------------------------------
 
 
-def _pipeline(folder: Path, base: Path, backbone: Backbone) -> Backbone:
-    return backbones.load(folder)
+def _pipeline(path: Path, base: Backbone, folder: Path) -> Backbone:
+    return backbones.load(path)
 
 
-def _lora(file: Path, base: Path, backbone: Backbone) -> Backbone:
+def _lora(path: Path, base: Backbone, folder: Path) -> Backbone:
+    backbone = backbones.load(folder)
     pipeline = backbone.pipeline
-    pipeline.load_lora_weights(str(file), local_files_only=True)
+    pipeline.load_lora_weights(str(path), local_files_only=True)
     # Diffusers warns of factors that fit nowhere and goes on without them.
-    found = sum(".lora_" in name for module in _modules(pipeline) for name, _ in module.named_parameters())
-    given = sum("alpha" not in name and "dora_scale" not in name for name in tensor_shapes(file)[0])
+    modules = [module for module in pipeline.components.values() if isinstance(module, nn.Module)]
+    found = sum(".lora_" in name for module in modules for name, _ in module.named_parameters())
+    given = sum("alpha" not in name for name in tensor_shapes(path)[0])
     if found != given:
         raise ValueError(f"the base model has place for {found} of its {given} factors")
     pipeline.fuse_lora()
@@ -75,9 +75,10 @@ def _lora(file: Path, base: Path, backbone: Backbone) -> Backbone:
     return backbone
 
 
-def _peft(folder: Path, base: Path, backbone: Backbone) -> Backbone:
-    given = tensor_shapes(folder / "adapter_model.safetensors")[0]
-    adapted = PeftModel.from_pretrained(backbone.denoiser, folder)
+def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
+    backbone = backbones.load(folder)
+    given = tensor_shapes(path / "adapter_model.safetensors")[0]
+    adapted = PeftModel.from_pretrained(backbone.denoiser, path)
     # PEFT warns of factors that fit nowhere, and draws those that are missing.
     if strange := sorted(given.keys() ^ get_peft_model_state_dict(adapted).keys()):
         raise ValueError(f"{len(strange)} factors do not belong to it or are missing, {strange[0]} first")
@@ -85,29 +86,25 @@ def _peft(folder: Path, base: Path, backbone: Backbone) -> Backbone:
     return backbone
 
 
-def _single_file(file: Path, base: Path, backbone: Backbone) -> Backbone:
-    names = tensor_shapes(file)[0]
-    cls, pipeline = type(backbone), backbone.pipeline
+def _single_file(path: Path, base: Backbone, folder: Path) -> Backbone:
+    cls, names = type(base), tensor_shapes(path)[0]
     brought = {c for c, prefix in cls.original_prefixes.items() if any(n.startswith(prefix) for n in names)}
-    kept = {c: value for c, value in pipeline.components.items() if c not in brought}
+    lent = {c: value for c, value in base.pipeline.components.items() if c not in brought}
     return cls(
         cls.pipeline_class.from_single_file(
-            str(file), config=str(base), dtype=torch.float32, local_files_only=True, **kept
+            str(path), config=str(folder), dtype=torch.float32, local_files_only=True, **lent
         )
     )
 
 
-def _denoiser(file: Path, base: Path, backbone: Backbone) -> Backbone:
-    tensors = {name: value.float() for name, value in load_tensors(file).items()}
+def _denoiser(path: Path, base: Backbone, folder: Path) -> Backbone:
+    backbone = backbones.load(folder)
+    tensors = {name: value.float() for name, value in load_tensors(path).items()}
     backbone.denoiser.load_state_dict(tensors, strict=False)
     return backbone
 
 
-def _modules(pipeline: Any) -> list[nn.Module]:
-    return [module for module in pipeline.components.values() if isinstance(module, nn.Module)]
-
-
-_LOADERS: Mapping[Kind, Callable[[Path, Path, Backbone], Backbone]] = {
+_LOADERS: Mapping[Kind, Callable[[Path, Backbone, Path], Backbone]] = {
     "pipeline": _pipeline,
     "LoRA": _lora,
     "PEFT adapter": _peft,
