@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
-from expunge import Run
-from expunge.backbones import stored_denoiser
+from expunge import Run, backbones, iconworld, seeds
+from expunge.backbones import Evaluations, Predictor, stored_denoiser
 from expunge.files import load_tensors
+from expunge.locality import rank, scoring_draws
 from runs import FAST, expunge
 
 
@@ -33,3 +34,24 @@ def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_st
     expunge("export", path, tmp_path / "clean")
     stored = stored_denoiser(tmp_path / "clean")
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
+
+
+def test_with_the_base_model_as_teacher_a_later_step_chooses_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    """The names' score distances of the second step are those of M(0), and not those of M(1)."""
+    path = tmp_path / "run"
+    settings = ("--set", "method.teacher=base", "--set", "train.learning_rate=0.003")
+    expunge("run", path, "panda", "mosaic", *FAST, *settings)
+    run = Run(path)
+    kept = json.loads((path / "steps" / "0002" / "choices.json").read_text())["neighbours"]["mosaic"]
+
+    model = backbones.load(iconworld.model_folder("iconworld") or Path())
+    draws = scoring_draws(model, 1, seeds.generator(seeds.derive(run.config.seed, "step", 2), "rank", "mosaic"))
+
+    def farthest_off() -> float:
+        ranked = rank(Predictor(model, model.denoiser, Evaluations()), "mosaic", sorted(kept), draws, 64)
+        return max(abs(distance / kept[name] - 1) for name, distance in ranked)
+
+    assert farthest_off() < 1e-3
+    first = {n: w.float() for n, w in load_tensors(path / "steps" / "0001" / "weights.safetensors").items()}
+    model.denoiser.load_state_dict(first, strict=False)
+    assert farthest_off() > 1e-2
