@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
@@ -145,3 +147,21 @@ def test_a_folder_that_predicts_something_else_is_refused(
     assert json.loads((sd_v_folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"]
     with pytest.raises(ExpungeError, match="has predictions of the type v_prediction"):
         recognise(str(sd_v_folder), sd_folder)
+
+
+def test_a_folder_of_another_architecture_or_pickled_is_refused_before_it_is_loaded(
+    sd_folder: Path, tmp_path: Path
+) -> None:
+    """Version 2 of Stable Diffusion beside version 1: the same latents, and other text states."""
+    wider = UNet2DConditionModel.from_config(
+        {**UNet2DConditionModel.load_config(sd_folder / "unet"), "cross_attention_dim": 40}
+    )
+    other = shutil.copytree(sd_folder, tmp_path / "other")
+    wider.save_pretrained(other / "unet")
+    with pytest.raises(ExpungeError, match=r"attn2.to_k.weight is 16 x 40 there, 16 x 32 in the base model"):
+        recognise(str(other), sd_folder)
+    pickled = shutil.copytree(sd_folder, tmp_path / "pickled")
+    file = pickled / "unet" / "diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(ExpungeError, match="Pickled weights are not opened"):
+        recognise(str(pickled), sd_folder)

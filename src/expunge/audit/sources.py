@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,6 +12,8 @@ from expunge.errors import ExpungeError
 from expunge.files import digest_file, digest_folder, refuse_pickle, tensor_shapes
 from expunge.stream.named import model_folder, model_name
 
+Shapes = Mapping[str, tuple[int, ...]]
+"""{name: shape} of tensors."""
 Kind = Literal["pipeline", "LoRA", "PEFT adapter", "single file", "denoiser"]
 """A Diffusers folder; an adapter file that Diffusers loads; a folder or file that PEFT saved; a whole model in one file, in
 its authors' layout; tensors of the denoiser under Diffusers' names, all of them or those that changed."""
@@ -70,12 +72,7 @@ def _file(path: Path, base: Path) -> Source:
             f"{path} holds no tensor of the base model {base.name}, no LoRA, and no model in one file "
             f"(its first tensor is {min(shapes, default='none')}). {_ASIDE}"
         )
-    for name, shape in shapes.items():
-        if stored.get(name) != shape:
-            raise ExpungeError(
-                f"{path} does not fit the base model {base.name}: {name} is {_by(shape)} there, "
-                f"{_by(stored[name]) if name in stored else 'absent'} in the base model. {_ASIDE}"
-            )
+    _check_shapes(path, shapes, base, stored)
     # Weights of a step are a difference from one model; over another they would mean nothing.
     if (begun := metadata.get("base")) and begun != backbones.model_digest(base):
         raise ExpungeError(
@@ -119,6 +116,17 @@ def _check_pipeline(folder: Path, base: Path) -> None:
         raise ExpungeError(
             f"{folder.name} paints {_by(mine)} pixels, and the base model {base.name} {_by(its)}. {_ASIDE}"
         )
+    backbones.check(folder)
+    _check_shapes(folder, backbones.denoiser_shapes(folder), base, backbones.denoiser_shapes(base))
+
+
+def _check_shapes(path: Path, shapes: Shapes, base: Path, stored: Shapes) -> None:
+    for name, shape in shapes.items():
+        if stored.get(name) != shape:
+            raise ExpungeError(
+                f"{path} does not fit the base model {base.name}: {name} is {_by(shape)} there, "
+                f"{_by(stored[name]) if name in stored else 'absent'} in the base model. {_ASIDE}"
+            )
 
 
 def _starts(names: Iterable[str], prefix: str) -> bool:

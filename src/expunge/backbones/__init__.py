@@ -61,11 +61,9 @@ def load(folder: Path) -> Backbone:
     Raises:
         ExpungeError: when the pipeline is not supported, incomplete, damaged, or stored as pickled weights.
     """
+    check(folder)
     cls = backbone_class(folder)
-    extras = {"safety_checker": None} if cls is StableDiffusion else {}
-    for name, entry in _index(folder).items():
-        if isinstance(entry, list) and entry[0] is not None and name not in extras:
-            _check_component(folder / name, is_denoiser=name == cls.denoiser_name)
+    extras = _extras(cls)
     try:
         pipeline = cls.pipeline_class.from_pretrained(
             folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extras
@@ -79,6 +77,23 @@ def load(folder: Path) -> Backbone:
     if missing:
         raise ExpungeError(f"{folder / cls.denoiser_name} lacks {len(missing)} tensors, {min(missing)} among them.")
     return backbone
+
+
+def check(folder: Path) -> None:
+    """Whether all components are there, and none of them pickled. Reads no weights.
+
+    Raises:
+        ExpungeError: as `load` does.
+    """
+    cls = backbone_class(folder)
+    for name, entry in _index(folder).items():
+        if isinstance(entry, list) and entry[0] is not None and name not in _extras(cls):
+            _check_component(folder / name, is_denoiser=name == cls.denoiser_name)
+
+
+def _extras(cls: type[Backbone]) -> dict[str, None]:
+    """Components that a pipeline is loaded without."""
+    return {"safety_checker": None} if cls is StableDiffusion else {}
 
 
 def picture_size(folder: Path) -> tuple[int, int]:
@@ -172,6 +187,7 @@ __all__ = [
     "Evaluations",
     "Predictor",
     "backbone_class",
+    "check",
     "denoiser_shapes",
     "load",
     "locate",

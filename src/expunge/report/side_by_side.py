@@ -92,7 +92,10 @@ def pair_row(name: str, meaning: str, pair: Pair) -> PairRow:
 
 def both(pair: Pair, models: Sequence[str]) -> str:
     """The two values in words."""
-    return ", ".join(f"{model} {wording.share(v)}" for model, v in zip(models, (pair.first, pair.second), strict=True))
+    return ", ".join(
+        f"{model}\N{NO-BREAK SPACE}{wording.share(v)}"
+        for model, v in zip(models, (pair.first, pair.second), strict=True)
+    )
 
 
 def metric_pairs(paired: Paired) -> tuple[PairRow, ...]:
