@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from expunge import seeds
-from expunge.backbones import Conditioning, Predictor
+from expunge.backbones import Predictor, Prompts
 from expunge.files import load_tensors, save_tensors
 
 
@@ -28,7 +28,7 @@ class ReplayConfig(BaseModel):
         steps: solver steps per latent, without guidance. Source: arXiv 2512.02657, ECCV version: 20 DDIM steps.
         solver: the backbone's solver; "published" is the family's deterministic one of the published code (DDIM, Euler).
         forget_latents, retain_latents: latents of each forget prompt and of each retain prompt in the bank.
-        batch_size: latents sampled at once.
+        batch_size: latents sampled at once for the bank, and predictions made at once when prompts are scored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,7 +52,7 @@ class Sampler:
     """The teacher painting latents for a list of prompts."""
 
     teacher: Predictor
-    prompts: Conditioning
+    prompts: Prompts
     steps: int
     solver: str
 

@@ -14,7 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,18 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         return Conditioning({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
+
+
+class Prompts(Protocol):
+    """Conditioning of a list of prompts, for whichever rows are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Conditioning: ...
+
+
+Asked = tuple[Tensor, Tensor, Conditioning]
+"""What a denoiser is asked: latents `(b c h w)`, network time `(b,)`, conditioning `(b ...)`."""
 
 
 @dataclass
@@ -215,6 +227,16 @@ class Predictor:
         if prediction.requires_grad:
             self.evaluations.backward += len(latents)
         return prediction
+
+    def encode(self, prompts: Sequence[str]) -> Prompts:
+        """Conditioning of `prompts`, made once."""
+        return self.backbone.encode(prompts)
+
+    def each(self, parts: Sequence[Asked]) -> list[Tensor]:
+        """The prediction for each of `parts`, from one pass: rows do not see each other, so joining changes no value."""
+        latents, t, conditioning = zip(*parts, strict=True)
+        prediction = self(torch.cat(latents), torch.cat(t), Conditioning.cat(conditioning))
+        return list(prediction.split([len(times) for times in t]))
 
     def sample(self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str) -> Tensor:
         """Latents `(b c h w)` without guidance, as replay uses them."""

@@ -15,7 +15,7 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, the unlearning and the pres
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self, cast
 
@@ -24,7 +24,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge import seeds
-from expunge.backbones import Conditioning, Predictor
+from expunge.backbones import Conditioning, Predictor, Prompts
 from expunge.locality import Choice
 from expunge.methods.base import GradientMethod, Position, Record, StepContext, TeacherName
 from expunge.methods.mapping import MappingConfig, Neighbours
@@ -97,21 +97,37 @@ class Aim:
     prompts: Sequence[str]
     targets: Sequence[Sequence[str]]
 
+    @property
+    def distils(self) -> bool:
+        """Whether student and teacher are told the same."""
+        return [[prompt] for prompt in self.prompts] == [list(targets) for targets in self.targets]
+
 
 @dataclass(frozen=True)
 class Term:
     """An `Aim` made ready: what student and teacher are told, `(n ...)` and `(n * targets_each ...)`."""
 
     role: str
-    prompts: Conditioning
-    targets: Conditioning
+    prompts: Prompts
+    targets: Prompts
     targets_each: int
+
+    @staticmethod
+    def of(aim: Aim, encode: Callable[[Sequence[str]], Prompts]) -> Term:
+        prompts = encode(aim.prompts)
+        targets = prompts if aim.distils else encode([target for targets in aim.targets for target in targets])
+        return Term(aim.scenes.role, prompts, targets, len(aim.targets[0]))
 
     def told(self, rows: Rows) -> Conditioning:
         return self.prompts[rows.prompts]
 
     def aimed(self, rows: Rows) -> Conditioning:
         return self.targets[rows.prompts * self.targets_each + (rows.lots * self.targets_each).long()]
+
+    def both(self, rows: Rows) -> tuple[Conditioning, Conditioning]:
+        """What student and teacher are told."""
+        told = self.told(rows)
+        return told, told if self.targets is self.prompts else self.aimed(rows)
 
 
 @dataclass(frozen=True)
@@ -153,18 +169,9 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
         """The losses of a step in words, and what people should know of their choice."""
 
     def prepare(self, context: StepContext) -> tuple[State, Record]:
-        encode = context.backbone.encode
         with context.phase("choose"):
             aims, record = self.aims(context)
-            terms = {
-                aim.loss: Term(
-                    role=aim.scenes.role,
-                    prompts=encode(aim.prompts),
-                    targets=encode([target for targets in aim.targets for target in targets]),
-                    targets_each=len(aim.targets[0]),
-                )
-                for aim in aims
-            }
+            terms = {aim.loss: Term.of(aim, context.teacher.encode) for aim in aims}
         scenes = {aim.scenes.role: aim.scenes for aim in aims}
         with context.phase("replay"):
             replays = {role: _replay(context, s) for role, s in scenes.items()}
@@ -179,15 +186,12 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
     def losses(
         self, batch: Mapping[str, Rows], student: Predictor, teacher: Predictor, state: State
     ) -> Mapping[str, Tensor]:
-        """All losses from one pass of each network: rows do not see each other, so joining them changes no value."""
-        terms = {name: (term, batch[term.role]) for name, term in state.terms.items()}
-        latents = torch.cat([rows.latents for _, rows in terms.values()])
-        t = torch.cat([rows.t for _, rows in terms.values()])
+        rows = [batch[term.role] for term in state.terms.values()]
+        conditioning = [term.both(r) for term, r in zip(state.terms.values(), rows, strict=True)]
         with torch.no_grad():
-            target = teacher(latents, t, Conditioning.cat([term.aimed(rows) for term, rows in terms.values()]))
-        prediction = student(latents, t, Conditioning.cat([term.told(rows) for term, rows in terms.values()]))
-        sizes = [len(rows.t) for _, rows in terms.values()]
-        pairs = zip(terms, prediction.split(sizes), target.split(sizes), strict=True)
+            targets = teacher.each([(r.latents, r.t, aimed) for r, (_, aimed) in zip(rows, conditioning, strict=True)])
+        predictions = student.each([(r.latents, r.t, told) for r, (told, _) in zip(rows, conditioning, strict=True)])
+        pairs = zip(state.terms, predictions, targets, strict=True)
         return {name: matching_loss(ours, theirs) for name, ours, theirs in pairs}
 
 
@@ -215,7 +219,7 @@ def record_of(
 def _replay(context: StepContext, scenes: Scenes) -> Replay:
     config = context.replay
     solver = context.backbone.replay_solver if config.solver == "published" else config.solver
-    sampler = Sampler(context.teacher, context.backbone.encode(scenes.prompts), config.steps, solver)
+    sampler = Sampler(context.teacher, context.teacher.encode(scenes.prompts), config.steps, solver)
     seed = seeds.derive(context.seed, "replay", scenes.role)
     if config.source == "fresh":
         return FreshReplay(sampler, seed)

@@ -12,7 +12,7 @@ import pandas as pd
 from accelerate import PartialState
 from PIL import Image
 
-from expunge import backbones
+from expunge import backbones, reference
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError, nearest
@@ -33,7 +33,7 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
-from expunge.stream.step import Progress, ProgressCallback, Workshop, serve
+from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone
 from expunge.stream.summary import ModelSummary, StepRecord, StepSummary, Summary, summarise_base, unlearning_row
 
 
@@ -162,6 +162,14 @@ class Run:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
         return list(self.serve(progress))
 
+    def train(self, request: Request, previous: Path | None) -> Cost:
+        """Train the step of `request` on top of the weights `previous` (None: the base model), and judge nothing: the step
+        stays open. This is what `expunge bench speed` times; `serve` is what serves a request.
+        """
+        with self.directory.locked():
+            forgotten = [c for r in self.requests if r.id < request.id for c in r.concepts]
+            return train_alone(self._workshop(lambda _: None), request, previous, forgotten)
+
     @property
     def _known(self) -> list[Concept]:
         """All concepts that the run was ever asked to forget."""
@@ -169,10 +177,13 @@ class Run:
 
     def _workshop(self, progress: ProgressCallback) -> Workshop:
         progress(Progress(0, "load", 0, 1))
+        backbone = self._load()
+        if self.config.train.engine == "reference":
+            reference.default_layout(backbone)
         return Workshop(
             directory=self.directory,
             config=self.config,
-            backbone=self._load(),
+            backbone=backbone,
             stored=backbones.stored_denoiser(self._folder),
             source=self.source,
             protocol=self.protocol,
