@@ -14,6 +14,7 @@ from rich.console import Console
 from expunge.errors import ExpungeError, GateFailed, Interrupted
 
 if TYPE_CHECKING:
+    from expunge.benchmark import Experiment
     from expunge.stream import Run
 
 app = typer.Typer(
@@ -177,6 +178,9 @@ def bench(
     only: Annotated[list[str], typer.Option(metavar="VARIANT", help="Serve this variant alone (repeatable).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="Serve this seed alone (repeatable).")] = [],  # noqa: B006
     work: Annotated[Path, typer.Option(help="Folder of unfinished runs.")] = Path("runs/bench"),
+    write: Annotated[
+        Path | None, typer.Option(help="Serve nothing: write table and figures of the results so far into this folder.")
+    ] = None,
 ) -> None:
     """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
     with _sentences():
@@ -186,12 +190,33 @@ def bench(
         from expunge.cli.tables import experiment_table
 
         experiment, results = Experiment.read(file), file.with_suffix("")
+        if write is not None:
+            _write_experiment(experiment, results, write / file.stem)
+            return
         for number in seed or experiment.seeds:
             for name in only or experiment.variants:
                 with RunProgress(console) as progress:
                     serve_variant(experiment, name, number, results, work / file.stem, progress)
                 console.print(f"{name}, seed {number}: done", highlight=False)
         console.print(experiment_table(last_steps(results)))
+
+
+def _write_experiment(experiment: Experiment, results: Path, stem: Path) -> None:
+    """`STEM-table.md`, and the figures `STEM-outcomes.png` and `STEM-sequence.png`."""
+    from expunge.benchmark import figures, last_steps, markdown
+    from expunge.files import write_text
+
+    table = last_steps(results)
+    if table.empty:
+        raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
+    notes = {name: variant.note for name, variant in experiment.variants.items()}
+    table = table[table["variant"].isin(list(notes))]
+    shown = [name for name in notes if name in set(table["variant"])]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
+    figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
+    figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
+    console.print(f"{stem}-table.md, {stem}-outcomes.png, {stem}-sequence.png", highlight=False)
 
 
 @app.command()
