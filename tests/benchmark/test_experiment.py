@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from expunge import files
-from expunge.benchmark import Experiment, differences, last_steps
+from expunge.benchmark import Experiment, at_matched_forgetting, differences, last_steps
 from expunge.benchmark.experiment import order
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.errors import ExpungeError
@@ -60,6 +62,18 @@ def test_tables_have_known_answers(tmp_path: Path) -> None:
     after_the_last_step(table.reset_index(), ["full", "no-replay"], tmp_path / "a.png")
     over_the_sequence(tmp_path, ["full", "no-replay"], tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 5000 < (tmp_path / "b.png").stat().st_size
+
+
+def test_retention_is_read_where_forgetting_is_equal() -> None:
+    rows = [
+        ("gentle@1", 0, 0.9, 0.98), ("gentle@2", 0, 1.0, 0.94), ("gentle@4", 0, 1.0, 0.90),
+        ("harsh@1", 0, 0.96, 0.5), ("harsh@2", 0, 1.0, 0.4), ("single", 0, 0.95, 0.1),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["variant", "seed", "ua", "ira"])
+    found = at_matched_forgetting(table, "ira", 0.95).set_index("family")["ira"]
+    assert found["gentle"] == pytest.approx((0.98 + 0.92) / 2)  # halfway to the mean of both points at 1.0
+    assert np.isnan(found["harsh"])  # never below 0.95: there is nothing to read
+    assert list(found.index) == ["gentle", "harsh"]
 
 
 def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path) -> None:

@@ -55,6 +55,22 @@ def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> 
     _write(figure, picture)
 
 
+def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> None:
+    """IRA and CRA over UA, one curve per family of variants FAMILY@KNOB; a dotted line where they are compared."""
+    kept = {"ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
+    points = table.assign(family=table["variant"].str.partition("@")[0])[table["variant"].str.contains("@")]
+    figure, axes = plt.subplots(1, len(kept), figsize=(10, 3.8), sharey=True)
+    for ax, (metric, label) in zip(axes, kept.items(), strict=True):
+        for family, part in points.groupby("family", sort=False):
+            curve = part.groupby("variant")[["ua", metric]].mean().sort_values("ua")
+            ax.plot(curve["ua"], curve[metric], marker="o", markersize=4, label=family)
+        ax.axvline(ua, color="black", linewidth=1, linestyle=":")
+        ax.set(title=label, xlabel="forgotten (UA)")
+        ax.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    _write(figure, picture)
+
+
 def _value(measured: dict[str, float] | None) -> float:
     return float("nan") if measured is None else measured["value"]
 

@@ -52,6 +52,28 @@ def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame
     return pd.DataFrame(rows).set_index("variant")
 
 
+def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.DataFrame:
+    """Each family's `metric` where its UA is `ua`: erasing less is not preserving better.
+
+    Variants named FAMILY@KNOB are the points of a family's curve over a knob. Between the two neighbouring points around
+    `ua` the metric is interpolated linearly; a family that never reaches `ua`, or never falls below it, has NaN.
+
+    Args:
+        table: that of `last_steps`.
+
+    Returns:
+        One row per family and seed, with the column `metric`.
+    """
+    points = table[table["variant"].str.contains("@")]
+    rows = []
+    for (family, seed), part in points.groupby([points["variant"].str.partition("@")[0], "seed"], sort=False):
+        curve = part.groupby("ua")[metric].mean().sort_index()  # of equal UA the mean
+        inside = len(curve) > 1 and curve.index[0] <= ua <= curve.index[-1]
+        value = float(np.interp(ua, curve.index.to_numpy(), curve.to_numpy())) if inside else np.nan
+        rows.append({"family": family, "seed": seed, metric: value})
+    return pd.DataFrame(rows, columns=["family", "seed", metric])
+
+
 def markdown(table: pd.DataFrame, baseline: str, notes: Mapping[str, str]) -> str:
     """The table of docs/: per variant the means over its seeds, and the paired differences from `baseline` in what stays."""
     columns = {"ua": "UA", "ua_worst": "worst concept", "context": "context", "ira": "IRA", "cra": "CRA"}

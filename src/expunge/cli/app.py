@@ -23,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+MATCHED_UA = 0.95
+"""The unlearning accuracy at which curves over a knob are compared."""
 console = Console()
 problems = Console(stderr=True)
 
@@ -202,8 +204,8 @@ def bench(
 
 
 def _write_experiment(experiment: Experiment, results: Path, stem: Path) -> None:
-    """`STEM-table.md`, and the figures `STEM-outcomes.png` and `STEM-sequence.png`."""
-    from expunge.benchmark import figures, last_steps, markdown
+    """`STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`."""
+    from expunge.benchmark import at_matched_forgetting, figures, last_steps, markdown
     from expunge.files import write_text
 
     table = last_steps(results)
@@ -216,7 +218,16 @@ def _write_experiment(experiment: Experiment, results: Path, stem: Path) -> None
     write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
     figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
     figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
-    console.print(f"{stem}-table.md, {stem}-outcomes.png, {stem}-sequence.png", highlight=False)
+    if any("@" in name for name in shown):
+        figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
+        for metric in ("ira", "cra"):
+            found = at_matched_forgetting(table, metric, MATCHED_UA).groupby("family", sort=False)[metric]
+            for family, values in found:
+                read = (
+                    f"{values.mean():.3f} (seeds {values.count()})" if values.count() else "not reached, or never below"
+                )
+                console.print(f"{family}: {metric.upper()} at UA {MATCHED_UA}: {read}", highlight=False)
+    console.print(f"Written: {stem}-*", highlight=False)
 
 
 @app.command()
