@@ -82,7 +82,9 @@ def _changes(assignments: list[str]) -> dict[str, Any]:
 def run(
     path: RunPath,
     concepts: Concepts,
-    preset: Annotated[str, typer.Option(help="A preset's name, or a TOML file.")] = "lacu-iconworld",
+    preset: Annotated[
+        str | None, typer.Option(help="A preset's name, or a TOML file; anchored-iconworld where nothing is said.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A built-in model, a Diffusers folder or a hub id.")] = None,
     protocol: Annotated[str | None, typer.Option(help="What is measured: a built-in protocol or a TOML file.")] = None,
     assignments: Set = [],  # noqa: B006 - typer copies it
@@ -90,14 +92,14 @@ def run(
     """Make a run, and serve one request for each CONCEPT."""
     with _sentences():
         _quiet()
-        from expunge.stream import Run
+        from expunge.stream import DEFAULT_PRESET, Run
 
         changes = _changes(assignments)
         if model is not None:
             changes.setdefault("model", {})["source"] = model
         if protocol is not None:
             changes.setdefault("evaluate", {})["protocol"] = protocol
-        _serve(Run.create(path, requests=concepts, preset_name=preset, changes=changes))
+        _serve(Run.create(path, requests=concepts, preset_name=preset or DEFAULT_PRESET, changes=changes))
 
 
 @app.command()
