@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -50,6 +50,7 @@ class TrainConfig(BaseModel):
         batch_size: rows of each role (forget, retain) per micro-batch and process. Source: 18 on each of 3 processes.
         accumulation: micro-batches per optimizer step. Source: 2.
         learning_rate: AdamW's, after warm-up. Source: 5e-5.
+        schedule: constant after warm-up (as published), or a cosine that falls to 0 at `steps`.
         warmup_steps: optimizer steps over which the learning rate rises linearly. Source: 30 calls of a scheduler that is
             called once per process, 10 optimizer steps on 3 processes.
         weight_decay: AdamW's, towards zero. Source: 1e-2, which works against the L2 term; 0 here.
@@ -67,6 +68,7 @@ class TrainConfig(BaseModel):
     batch_size: int = Field(18, ge=1)
     accumulation: int = Field(2, ge=1)
     learning_rate: float = Field(5e-5, gt=0)
+    schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(10, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
@@ -111,8 +113,9 @@ class Kept:
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Constant after a linear warm-up, by optimizer step (0-based)."""
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
+    """Of optimizer step `step` (0-based): a linear warm-up, times the schedule."""
+    rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
+    return rate if config.schedule == "constant" else rate * (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
 def train(

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from expunge import files
-from expunge.benchmark import Experiment, differences, last_steps
+from expunge.benchmark import Experiment, at_matched_forgetting, differences, last_steps
 from expunge.benchmark.experiment import order
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.errors import ExpungeError
@@ -57,9 +59,39 @@ def test_tables_have_known_answers(tmp_path: Path) -> None:
     assert drop["low"] == pytest.approx(
         -0.3 - 12.706 * 0.1, abs=1e-3
     )  # t with one degree of freedom; sd 0.1414 / sqrt 2
-    after_the_last_step(tmp_path, tmp_path / "a.png")
+    after_the_last_step(table.reset_index(), ["full", "no-replay"], tmp_path / "a.png")
     over_the_sequence(tmp_path, ["full", "no-replay"], tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 5000 < (tmp_path / "b.png").stat().st_size
+
+
+def test_retention_is_read_where_forgetting_is_equal() -> None:
+    rows = [
+        ("gentle@1", 0, 0.9, 0.98), ("gentle@2", 0, 1.0, 0.94), ("gentle@4", 0, 1.0, 0.90),
+        ("harsh@1", 0, 0.96, 0.5), ("harsh@2", 0, 1.0, 0.4), ("single", 0, 0.95, 0.1),
+    ]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["variant", "seed", "ua", "ira"])
+    found = at_matched_forgetting(table, "ira", 0.95).set_index("family")["ira"]
+    assert found["gentle"] == pytest.approx((0.98 + 0.92) / 2)  # halfway to the mean of both points at 1.0
+    assert np.isnan(found["harsh"])  # never below 0.95: there is nothing to read
+    assert list(found.index) == ["gentle", "harsh"]
+
+
+def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "x.toml"
+    variants = "".join(
+        f'[variants.{n}]\npreset = "lacu-iconworld"\nnote = "as {n}"\n' for n in ("full", "less", "open")
+    )
+    path.write_text(f'schema = 1\nprotocol = "iconworld-demo"\nseeds = [0, 1]\n{variants}')
+    assert "holds no results yet" in expunge("bench", path, "--write", tmp_path / "docs", code=2)
+    for name, ira in (("full", (0.9, 0.8)), ("less", (0.5, 0.6))):
+        for seed in (0, 1):
+            files.write_json(tmp_path / "x" / f"{name}-{seed}.json", summary([[1.0, 1.0], [0.1, 1.0]], ira[seed]))
+    expunge("bench", path, "--write", tmp_path / "docs")
+    head, rule, full, less = (tmp_path / "docs" / "x-table.md").read_text().splitlines()
+    assert head.count("|") == rule.count("|") == full.count("|") == less.count("|")
+    assert full.startswith("| full | 2 | 0.500 | 1.000 | nan | 0.850 | 0.500 | 0.000 |  |  | as full |")
+    assert "| -0.300 [-1.571, +0.971] |" in less
+    assert {p.name for p in (tmp_path / "docs").glob("*.png")} == {"x-outcomes.png", "x-sequence.png"}
 
 
 def test_the_order_of_requests_depends_on_the_seed() -> None:

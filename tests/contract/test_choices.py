@@ -162,3 +162,15 @@ def _record(backbone: Backbone, step: StepContext | None = None, method: str = "
 def _pairs(record: Record) -> list[tuple[str, str]]:
     prompts = record.prompts
     return [(f["prompt"], m["prompt"]) for f, m in zip(prompts["forget"], prompts["mapping"], strict=True)]
+
+
+def test_earlier_concepts_are_not_ranked_again(backbone: Backbone) -> None:
+    """Their replacements come from the ranking of their own step, without what was forgotten since."""
+    settings = {"lambda_again": 1.0, "again_prompts": 4, "mapping": "contextual", "mapping_candidates": 2}
+    told = dataclasses.replace(context(backbone), ranked={"neon": ["fox", "mosaic", "watercolor", "halftone"]})
+    record = _record(backbone, told, **settings)
+    used = [choice["mapping"][0]["replacement"] for choice in record.choices["again"]]
+    assert used == ["mosaic", "watercolor", None, "mosaic"]  # dealt in turn; None is the style left out
+    asked = told.teacher.evaluations.forward
+    _record(backbone, fresh := context(backbone), **settings)
+    assert fresh.teacher.evaluations.forward > asked

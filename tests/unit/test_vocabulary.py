@@ -12,7 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.prompts import Vocabulary
 
 VOCABULARY = iconworld.vocabulary()
-FOX, NEON = VOCABULARY.concept("fox"), VOCABULARY.concept("neon style")
+FOX, NEON, PINK = (VOCABULARY.concept(name) for name in ("fox", "neon style", "pink"))
 
 
 def test_a_concept_is_found_by_alias_and_gets_its_kind() -> None:
@@ -42,11 +42,14 @@ def test_candidates_keep_the_scene_and_replace_the_concept_alone() -> None:
         assert [c.prompt for c in prompt.candidates] == [prompt.prompt.replace("fox", n) for n in ("wolf", "dog")]
 
 
-def test_an_optional_concept_can_also_be_left_out() -> None:
-    prompts = VOCABULARY.forget_prompts(NEON, ["mosaic"], 8, 1, frozenset())
-    for prompt in prompts:
+def test_a_concept_can_be_left_out_where_that_has_a_plain_meaning() -> None:
+    for prompt in VOCABULARY.forget_prompts(NEON, ["mosaic"], 8, 1, frozenset()):
         assert prompt.candidates[-1].replacement is None
         assert prompt.candidates[-1].prompt == prompt.prompt.replace(" in neon style", "")
+    for prompt in VOCABULARY.forget_prompts(
+        PINK, ["gray"], 8, 1, frozenset()
+    ):  # no ground is any ground, a pink one too
+        assert [c.replacement for c in prompt.candidates] == ["gray"]
 
 
 def test_retain_prompts_show_every_name_and_none_to_avoid() -> None:

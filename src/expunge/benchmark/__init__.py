@@ -1,6 +1,6 @@
 """Experiments as files, results as files, tables and figures from these."""
 
 from expunge.benchmark.experiment import Experiment, Variant, serve_variant
-from expunge.benchmark.table import differences, last_steps
+from expunge.benchmark.table import at_matched_forgetting, differences, last_steps, markdown
 
-__all__ = ["Experiment", "Variant", "differences", "last_steps", "serve_variant"]
+__all__ = ["Experiment", "Variant", "at_matched_forgetting", "differences", "last_steps", "markdown", "serve_variant"]

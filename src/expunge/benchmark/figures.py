@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +13,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from expunge import files
-from expunge.benchmark.table import last_steps
 
 OUTCOMES = {
     "ua": "forgotten (UA)",
@@ -22,10 +22,13 @@ OUTCOMES = {
 }
 
 
-def after_the_last_step(results: Path, picture: Path) -> None:
-    """One panel per metric, one line per variant: a dot for each seed, a bar for their mean."""
-    table = last_steps(results)
-    variants = list(dict.fromkeys(table["variant"]))[::-1]
+def after_the_last_step(table: pd.DataFrame, variants: Sequence[str], picture: Path) -> None:
+    """One panel per metric, one line per variant, the first on top: a dot for each seed, a bar for their mean.
+
+    Args:
+        table: that of `last_steps`.
+    """
+    variants = variants[::-1]
     figure, axes = plt.subplots(1, len(OUTCOMES), figsize=(12, 0.9 + 0.32 * len(variants)), sharey=True)
     for ax, (metric, label) in zip(axes, OUTCOMES.items(), strict=True):
         for place, variant in enumerate(variants):
@@ -37,7 +40,7 @@ def after_the_last_step(results: Path, picture: Path) -> None:
     _write(figure, picture)
 
 
-def over_the_sequence(results: Path, variants: list[str], picture: Path) -> None:
+def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> None:
     """UA, IRA and CRA after every step, means over seeds, one line per variant."""
     shown = {"ua": "forgotten (UA)", "ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
     figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.4), sharey=True)
@@ -48,6 +51,22 @@ def over_the_sequence(results: Path, variants: list[str], picture: Path) -> None
             ax.plot(range(1, table.shape[1] + 1), table.mean(), marker="o", markersize=3, label=variant)
             ax.set(title=label, xlabel="requests served", ylim=(0, 1.02))
             ax.grid(alpha=0.3)
+    axes[0].legend(frameon=False, fontsize=8)
+    _write(figure, picture)
+
+
+def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> None:
+    """IRA and CRA over UA, one curve per family of variants FAMILY@KNOB; a dotted line where they are compared."""
+    kept = {"ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
+    points = table.assign(family=table["variant"].str.partition("@")[0])[table["variant"].str.contains("@")]
+    figure, axes = plt.subplots(1, len(kept), figsize=(10, 3.8), sharey=True)
+    for ax, (metric, label) in zip(axes, kept.items(), strict=True):
+        for family, part in points.groupby("family", sort=False):
+            curve = part.groupby("variant")[["ua", metric]].mean().sort_values("ua")
+            ax.plot(curve["ua"], curve[metric], marker="o", markersize=4, label=family)
+        ax.axvline(ua, color="black", linewidth=1, linestyle=":")
+        ax.set(title=label, xlabel="forgotten (UA)")
+        ax.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     _write(figure, picture)
 

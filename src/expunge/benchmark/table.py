@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,57 @@ def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame
         mean = float(pairs.mean()) if len(pairs) else np.nan
         rows.append({"variant": variant, "difference": mean, "low": mean - half, "high": mean + half, "n": len(pairs)})
     return pd.DataFrame(rows).set_index("variant")
+
+
+def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.DataFrame:
+    """Each family's `metric` where its UA is `ua`: erasing less is not preserving better.
+
+    Variants named FAMILY@KNOB are the points of a family's curve over a knob. Between the two neighbouring points around
+    `ua` the metric is interpolated linearly; a family that never reaches `ua`, or never falls below it, has NaN.
+
+    Args:
+        table: that of `last_steps`.
+
+    Returns:
+        One row per family and seed, with the column `metric`.
+    """
+    points = table[table["variant"].str.contains("@")]
+    rows = []
+    for (family, seed), part in points.groupby([points["variant"].str.partition("@")[0], "seed"], sort=False):
+        curve = part.groupby("ua")[metric].mean().sort_index()  # of equal UA the mean
+        inside = len(curve) > 1 and curve.index[0] <= ua <= curve.index[-1]
+        value = float(np.interp(ua, curve.index.to_numpy(), curve.to_numpy())) if inside else np.nan
+        rows.append({"family": family, "seed": seed, metric: value})
+    return pd.DataFrame(rows, columns=["family", "seed", metric])
+
+
+def markdown(table: pd.DataFrame, baseline: str, notes: Mapping[str, str]) -> str:
+    """The table of docs/: per variant the means over its seeds, and the paired differences from `baseline` in what stays."""
+    columns = {"ua": "UA", "ua_worst": "worst concept", "context": "context", "ira": "IRA", "cra": "CRA"}
+    lines = [
+        f"| variant | seeds | {' | '.join(columns.values())} | resurgence | IRA, difference | CRA, difference | |",
+        "|---" * (len(columns) + 6) + "|",
+    ]
+    against = {metric: differences(table, metric, baseline) for metric in ("ira", "cra")}
+    for variant in [v for v in notes if v in set(table["variant"])]:
+        part = table[table["variant"] == variant]
+        cells = [
+            variant,
+            str(len(part)),
+            *(f"{part[c].mean():.3f}" for c in columns),
+            f"{part['resurgence'].mean():.3f}",
+        ]
+        cells += ["" if variant == baseline else _paired(found, variant) for found in against.values()]
+        lines.append(f"| {' | '.join([*cells, notes[variant]])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _paired(found: pd.DataFrame, variant: str) -> str:
+    row = found.loc[[variant]].iloc[0]
+    if not row["n"]:
+        return "no common seed"
+    interval = f" [{row['low']:+.3f}, {row['high']:+.3f}]" if row["n"] > 1 else " (one seed)"
+    return f"{row['difference']:+.3f}{interval}"
 
 
 def _resurgence(summary: dict[str, object]) -> float:

@@ -14,6 +14,7 @@ from rich.console import Console
 from expunge.errors import ExpungeError, GateFailed, Interrupted
 
 if TYPE_CHECKING:
+    from expunge.benchmark import Experiment
     from expunge.stream import Run
 
 app = typer.Typer(
@@ -22,6 +23,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+MATCHED_UA = 0.95
+"""The unlearning accuracy at which curves over a knob are compared."""
 console = Console()
 problems = Console(stderr=True)
 
@@ -79,7 +82,9 @@ def _changes(assignments: list[str]) -> dict[str, Any]:
 def run(
     path: RunPath,
     concepts: Concepts,
-    preset: Annotated[str, typer.Option(help="A preset's name, or a TOML file.")] = "lacu-iconworld",
+    preset: Annotated[
+        str | None, typer.Option(help="A preset's name, or a TOML file; anchored-iconworld where nothing is said.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="A built-in model, a Diffusers folder or a hub id.")] = None,
     protocol: Annotated[str | None, typer.Option(help="What is measured: a built-in protocol or a TOML file.")] = None,
     assignments: Set = [],  # noqa: B006 - typer copies it
@@ -87,14 +92,14 @@ def run(
     """Make a run, and serve one request for each CONCEPT."""
     with _sentences():
         _quiet()
-        from expunge.stream import Run
+        from expunge.stream import DEFAULT_PRESET, Run
 
         changes = _changes(assignments)
         if model is not None:
             changes.setdefault("model", {})["source"] = model
         if protocol is not None:
             changes.setdefault("evaluate", {})["protocol"] = protocol
-        _serve(Run.create(path, requests=concepts, preset_name=preset, changes=changes))
+        _serve(Run.create(path, requests=concepts, preset_name=preset or DEFAULT_PRESET, changes=changes))
 
 
 @app.command()
@@ -177,6 +182,9 @@ def bench(
     only: Annotated[list[str], typer.Option(metavar="VARIANT", help="Serve this variant alone (repeatable).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="Serve this seed alone (repeatable).")] = [],  # noqa: B006
     work: Annotated[Path, typer.Option(help="Folder of unfinished runs.")] = Path("runs/bench"),
+    write: Annotated[
+        Path | None, typer.Option(help="Serve nothing: write table and figures of the results so far into this folder.")
+    ] = None,
 ) -> None:
     """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
     with _sentences():
@@ -186,12 +194,42 @@ def bench(
         from expunge.cli.tables import experiment_table
 
         experiment, results = Experiment.read(file), file.with_suffix("")
+        if write is not None:
+            _write_experiment(experiment, results, write / file.stem)
+            return
         for number in seed or experiment.seeds:
             for name in only or experiment.variants:
                 with RunProgress(console) as progress:
                     serve_variant(experiment, name, number, results, work / file.stem, progress)
                 console.print(f"{name}, seed {number}: done", highlight=False)
         console.print(experiment_table(last_steps(results)))
+
+
+def _write_experiment(experiment: Experiment, results: Path, stem: Path) -> None:
+    """`STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`."""
+    from expunge.benchmark import at_matched_forgetting, figures, last_steps, markdown
+    from expunge.files import write_text
+
+    table = last_steps(results)
+    if table.empty:
+        raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
+    notes = {name: variant.note for name, variant in experiment.variants.items()}
+    table = table[table["variant"].isin(list(notes))]
+    shown = [name for name in notes if name in set(table["variant"])]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
+    figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
+    figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
+    if any("@" in name for name in shown):
+        figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
+        for metric in ("ira", "cra"):
+            found = at_matched_forgetting(table, metric, MATCHED_UA).groupby("family", sort=False)[metric]
+            for family, values in found:
+                read = (
+                    f"{values.mean():.3f} (seeds {values.count()})" if values.count() else "not reached, or never below"
+                )
+                console.print(f"{family}: {metric.upper()} at UA {MATCHED_UA}: {read}", highlight=False)
+    console.print(f"Written: {stem}-*", highlight=False)
 
 
 @app.command()

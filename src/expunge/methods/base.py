@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,6 +58,7 @@ class StepContext:
         teacher: M(k-1) or M(0), as the method asks for, frozen.
         concepts: what this step must forget.
         forgotten: what earlier steps forgot.
+        ranked: {concept of an earlier step: the names near it, nearest first, as its own step ranked them}.
         held_out: names that must never be trained on (evaluation neighbours).
         seed: seed of this step; every draw derives from it and a label.
         batch_size: rows of each role per micro-batch.
@@ -75,6 +76,7 @@ class StepContext:
     replay: ReplayConfig
     seed: int
     batch_size: int
+    ranked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     folder: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Callable[[str, int, int], None] = lambda what, done, of: None

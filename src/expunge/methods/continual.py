@@ -17,6 +17,8 @@ of ours are off unless asked for:
   re-steers them in every later step. Their mapping prompts g' are chosen anew: score distance mostly finds the former ones
   by itself, since M(k-1) predicts nearly the same for both, unless these have been forgotten since.
 
+`strength` multiplies both losses that forget.
+
 Source: "Distill, Forget, Repeat", arXiv 2512.02657, for the lines that are not marked as ours.
 """
 
@@ -59,7 +61,7 @@ class Continual(Resteering):
             "unlearn": config.strength * config.lambda_unlearn,
             "preserve": config.lambda_preserve,
             "empty": config.lambda_empty,
-            "again": config.lambda_again,
+            "again": config.strength * config.lambda_again,
         }
         return {name: weight for name, weight in weights.items() if weight > 0}
 

@@ -101,10 +101,11 @@ def check_leaks(context: StepContext, kind: str, prompts: Sequence[str]) -> None
 
 
 def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
-    names = [n for n in context.source.related(concept) if n not in context.off_limits]
+    earlier = context.ranked.get(concept.name)  # ranking every earlier concept anew would make each step cost more
+    names = [n for n in earlier or context.source.related(concept) if n not in context.off_limits]
     if not names:
         raise ExpungeError(f"No concept is left that could replace {concept.name!r} or be retained beside it.")
-    if config.neighbours == "source":
+    if earlier or config.neighbours == "source":
         return dict.fromkeys(names)
     draws = scoring_draws(context.backbone, config.retain_draws, context.generator("rank", concept.name))
     return dict(rank(context.teacher, concept.name, names, draws, context.replay.batch_size))

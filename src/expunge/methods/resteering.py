@@ -48,7 +48,7 @@ class ResteeringConfig(MappingConfig):
     Attributes:
         teacher: "previous", M(k-1), as published; or "base", M(0): what is distilled and replayed is then the base model's
             own work in every step, and the errors of earlier steps are not copied into later ones.
-        strength: multiplies lambda_unlearn; the one knob most people touch.
+        strength: multiplies the weights of the losses that forget; the one knob most people touch.
         lambda_unlearn: weight of the re-steering loss.
         t_min, t_max: training indices between which re-steering acts, both inclusive.
     """

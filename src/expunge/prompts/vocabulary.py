@@ -138,7 +138,7 @@ class Vocabulary(BaseModel):
         prompts: list[ForgetPrompt] = []
         for template, scene in self._draw(self.templates, concept.name, count, seed, avoid | {concept.name}):
             candidates = [Candidate(self.write(template, {**scene, slot: r}), r) for r in replacements]
-            if self.slots[slot].optional:
+            if self.slots[slot].plain is not None:  # elsewhere an open slot may show anything, the concept included
                 without = {s: v for s, v in scene.items() if s != slot}
                 candidates.append(Candidate(self.write(template, without), None))
             prompts.append(ForgetPrompt(str(len(prompts) + 1), self.write(template, scene), tuple(candidates)))

@@ -1,11 +1,12 @@
 """Runs: requests one after another, resumable, measured, gated."""
 
-from expunge.stream.config import PRESETS, RunConfig, preset
+from expunge.stream.config import DEFAULT_PRESET, PRESETS, RunConfig, preset
 from expunge.stream.run import Run, paint_one
 from expunge.stream.step import Progress
 from expunge.stream.summary import Check, StepRecord, Summary, summary_schema
 
 __all__ = [
+    "DEFAULT_PRESET",
     "PRESETS",
     "Check",
     "Progress",

@@ -20,6 +20,7 @@ from expunge.methods import METHODS, GradientMethod
 from expunge.prompts import FolderConfig, LlmConfig, VocabularyConfig
 from expunge.replay import ReplayConfig
 
+DEFAULT_PRESET = "anchored-iconworld"
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
 
 

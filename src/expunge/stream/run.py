@@ -20,7 +20,7 @@ from expunge.evaluation import Protocol, SamplerConfig, find_judge, paint
 from expunge.files import load_tensors, write_json, write_text
 from expunge.hardware import compute_dtype
 from expunge.prompts import PromptSource
-from expunge.stream.config import RunConfig, preset
+from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
 from expunge.stream.named import (
     JUDGES,
@@ -62,7 +62,7 @@ class Run:
         path: str | Path,
         *,
         requests: Sequence[str | Sequence[str]] = (),
-        preset_name: str = "lacu-iconworld",
+        preset_name: str = DEFAULT_PRESET,
         changes: Mapping[str, Any] = {},
     ) -> Self:
         """Make a run: check everything that can be checked without loading the model, then freeze `run.toml`.

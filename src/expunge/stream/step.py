@@ -199,6 +199,7 @@ def _train(
         source=shop.source,
         concepts=request.concepts,
         forgotten=tuple(forgotten),
+        ranked=_ranked(shop.directory, step.index),
         held_out=shop.protocol.held_out,
         replay=config.replay,
         seed=seeds.derive(config.seed, "step", step.index),
@@ -247,6 +248,17 @@ def _train(
     with clock.measured("save"):
         _save(shop, step, previous)
     return held
+
+
+def _ranked(directory: RunDirectory, index: int) -> dict[str, list[str]]:
+    """Names near each concept of the steps before `index`, as the latest of them ranked them."""
+    earlier = [directory.step(i).choices for i in range(1, index)]
+    return {
+        concept: list(near)
+        for path in earlier
+        if path.exists()
+        for concept, near in read_json(path).get("neighbours", {}).items()
+    }
 
 
 def _training(step: StepDirectory) -> Training:
