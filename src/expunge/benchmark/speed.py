@@ -18,14 +18,14 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field
 
-from expunge import files
+from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import Machine, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
-from expunge.stream import Run, preset
+from expunge.stream import Run, RunConfig, preset
 from expunge.stream.directory import now
-from expunge.stream.named import read_protocol
+from expunge.stream.named import model_folder, read_protocol
 from expunge.stream.summary import EvaluationCounts, Seconds
 
 ENGINES: tuple[EngineName, EngineName] = ("reference", "fast")
@@ -197,11 +197,10 @@ def measure(
         ExpungeError: where something else is running and `force` is not given, where `out` was measured on another machine
             or with other settings, where `work` lost the weights to go on from, or where a request cannot be served.
     """
-    names = read_protocol(plan.protocol).requests
-    if requests > len(names):
-        raise ExpungeError(f"The protocol {plan.protocol} has {len(names)} requests, not {requests}.")
-    runs = {engine: _run(plan, engine, work / engine, names) for engine in ENGINES}
-    results = _begun(plan, runs["reference"], out)
+    protocol = read_protocol(plan.protocol)
+    if requests > len(protocol.requests):
+        raise ExpungeError(f"The protocol {protocol.name} has {len(protocol.requests)} requests, not {requests}.")
+    results = _begun(plan, protocol.name, out)
     done = {row.request for row in results.rows}
     todo = [k for k in range(1, requests + 1) if k not in done]
     if not todo:
@@ -212,6 +211,7 @@ def measure(
             f"The load average of the last minute is {beside:.2f}: something else is running, or was until just now. "
             f"Wait until it is at most {IDLE}, or time all the same with --force, which the results file will say."
         )
+    runs = {e: _run(plan, e, work / e, protocol.requests, results.settings.engines[e]) for e in ENGINES}
     session = Session(started_at=now(), load_average=beside, forced=beside > IDLE)
     results = results.model_copy(update={"sessions": (*results.sessions, session)})
     for k in todo:
@@ -224,39 +224,43 @@ def measure(
     return results
 
 
-def _run(plan: Plan, engine: EngineName, folder: Path, requests: Sequence[Sequence[str]]) -> Run:
-    if (folder / "run.toml").exists():
-        return Run(folder)
-    return Run.create(folder, requests=requests, preset_name=plan.preset, changes=plan.changes_for(engine))
-
-
-def _begun(plan: Plan, run: Run, out: Path) -> SpeedResults:
+def _begun(plan: Plan, protocol: str, out: Path) -> SpeedResults:
     """The results so far, or new ones.
 
     Raises:
-        ExpungeError: where those so far, or the runs that are there, are of something else.
+        ExpungeError: where those so far are of another machine, or of other settings.
     """
-    settings = Settings(
-        preset=Path(plan.preset).stem,
-        protocol=run.protocol.name,
-        model=run.config.model.digest,
-        seed=plan.seed,
-        engines={
-            engine: preset(plan.preset, plan.changes_for(engine))
-            .frozen(run.config.model.digest)
-            .model_dump(mode="json", include={"method", "constraints", "replay", "train"})
-            for engine in ENGINES
-        },
-    )
+    configs = {engine: preset(plan.preset, plan.changes_for(engine)) for engine in ENGINES}
+    digest = backbones.model_digest(model_folder(configs["fast"].model.source))
+    engines = {engine: _compared(config.frozen(digest)) for engine, config in configs.items()}
+    settings = Settings(preset=Path(plan.preset).stem, protocol=protocol, model=digest, seed=plan.seed, engines=engines)
     new = SpeedResults(machine=Machine.here(), settings=settings)
     old = SpeedResults.read(out) if out.exists() else new
-    for what, ours, theirs in (("on another machine", new.machine, old.machine), ("with other settings", settings, old.settings)):
-        if ours != theirs:
-            raise ExpungeError(f"{out} was measured {what}. Give another file (--out) and another folder (--work).")
-    kept = run.config.model_dump(mode="json", include={"method", "constraints", "replay", "train"})
-    if kept != settings.engines["reference"]:
-        raise ExpungeError(f"{run.directory.path} holds a run with other settings. Give another folder (--work).")
+    if old.machine != new.machine:
+        raise ExpungeError(f"{out} was measured on another machine. Give another file (--out).")
+    if old.settings != settings:
+        raise ExpungeError(f"{out} was measured with other settings. Give another file (--out).")
     return old
+
+
+def _run(
+    plan: Plan, engine: EngineName, folder: Path, requests: Sequence[Sequence[str]], compared: Mapping[str, Any]
+) -> Run:
+    """The run in `folder`, or a new one.
+
+    Raises:
+        ExpungeError: where the one that is there is of something else.
+    """
+    if not (folder / "run.toml").exists():
+        return Run.create(folder, requests=requests, preset_name=plan.preset, changes=plan.changes_for(engine))
+    run = Run(folder)
+    if _compared(run.config) != compared:
+        raise ExpungeError(f"{folder} was made with other settings. Give another folder (--work).")
+    return run
+
+
+def _compared(config: RunConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", include={"method", "constraints", "replay", "train"})
 
 
 def _timed(runs: Mapping[EngineName, Run], engine: EngineName, k: int, work: Path) -> Timed:
@@ -270,7 +274,9 @@ def _timed(runs: Mapping[EngineName, Run], engine: EngineName, k: int, work: Pat
     shutil.rmtree(run.directory.step(k).path, ignore_errors=True)
     cost = work / "cost.json"
     arguments = [str(run.directory.path), str(k), str(previous or "-"), str(cost)]
-    done = subprocess.run([sys.executable, "-m", "expunge.benchmark.one_request", *arguments], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "expunge.benchmark.one_request", *arguments], capture_output=True, text=True
+    )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         raise ExpungeError(f"Request {k} could not be served by the engine {engine}: {reason}")
