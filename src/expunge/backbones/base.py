@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, cast
 
@@ -179,11 +179,13 @@ class Backbone(ABC):
         guidance: float = 1.0,
         unconditional: Conditioning | None = None,
         solver: str = "default",
+        visit: Callable[[Tensor, Tensor, Tensor], None] = lambda latents, t, prediction: None,
     ) -> Tensor:
         """Clean latents `(b c h w)` from `noise` `(b c h w)` by `steps` solver steps.
 
         Guidance above 1 is classifier-free, towards `conditioning` and away from `unconditional` (one row, the empty
-        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u).
+        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u). `visit` is told the noisy latents,
+        network time and prediction of every step.
         """
         scheduler = self.scheduler(solver)
         scheduler.set_timesteps(steps, device=self.device)
@@ -202,6 +204,7 @@ class Backbone(ABC):
             if guided:
                 without, with_prompt = prediction.chunk(2)
                 prediction = without + guidance * (with_prompt - without)
+            visit(latents, t.expand(len(latents)).float(), prediction)
             latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
         return latents
 
@@ -242,3 +245,15 @@ class Predictor:
         """Latents `(b c h w)` without guidance, as replay uses them."""
         self.evaluations.forward += len(noise) * steps
         return self.backbone.sample(self.denoiser, conditioning, noise, steps=steps, solver=solver)
+
+    def trajectory(
+        self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The way of `sample`: noisy latents `(s b c h w)`, network times `(s b)` and predictions `(s b c h w)`."""
+        self.evaluations.forward += len(noise) * steps
+        points: list[tuple[Tensor, ...]] = []
+        self.backbone.sample(
+            self.denoiser, conditioning, noise, steps=steps, solver=solver, visit=lambda *point: points.append(point)
+        )
+        latents, t, predictions = (torch.stack(parts) for parts in zip(*points, strict=True))
+        return latents, t, predictions

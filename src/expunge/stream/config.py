@@ -133,6 +133,15 @@ class RunConfig(TomlConfig):
         data["constraints"] = [_constraint(c)[0].model_dump() for c in data.get("constraints", ())]
         return data
 
+    @model_validator(mode="after")
+    def _rows_are_held_out(self) -> Self:
+        if self.train.stop and self.replay.source == "trajectory":
+            raise ValueError(
+                'replay.source "trajectory" keeps no rows that training does not see, and train.stop needs such; '
+                'use "bank" with train.stop'
+            )
+        return self
+
     def build_method(self) -> GradientMethod[Any, Any]:
         cls = method_class(self.method["name"])
         return cls(cls.Config.model_validate({k: v for k, v in self.method.items() if k != "name"}))
