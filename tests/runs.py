@@ -18,6 +18,7 @@ FAST = (
     "--set", "replay.forget_latents=2", "--set", "replay.retain_latents=1", "--set", "replay.steps=2",
     "--set", "train.steps=6", "--set", "train.batch_size=2", "--set", "train.checkpoint_steps=2",
     "--set", "gate.forget=0", "--set", "gate.max_ira_drop=1", "--set", "gate.max_cra_drop=1",
+    "--set", "gate.max_context_drop=1", "--set", "gate.max_collapsed=1",
 )  # fmt: skip
 """Options of `expunge run` that make it fast, and let every step pass its gate: six steps forget nothing."""
 

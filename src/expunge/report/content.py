@@ -11,10 +11,10 @@ from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Value, metrics
 from expunge.files import read_lines
+from expunge.privacy import PERSON, Names, prompted
 from expunge.report import charts, wording
 from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Unmeasured, metric_rows
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
-from expunge.report.privacy import PERSON, Names, prompted
 from expunge.stream import Check, Run, StepRecord, Summary
 
 _LOSS_CHARTS = 12
