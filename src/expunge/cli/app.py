@@ -33,7 +33,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's director
 Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts to forget, one request each.")]
 StepNumber = Annotated[int, typer.Argument(metavar="STEP", min=0, help="Its number, which is that of its request.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the events.")]
-By = Annotated[str, typer.Option(help="Who decides it; kept in the events.")]
+By = Annotated[str, typer.Option(help="Who decides it; kept in the events.", default_factory=getuser)]
 Set = Annotated[
     list[str], typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Change a field of the preset (repeatable).")
 ]
@@ -261,7 +261,7 @@ def accept(
     path: RunPath,
     step: StepNumber,
     reason: Annotated[str, typer.Option(help="Why; kept in the events.")],
-    by: By = getuser(),  # noqa: B008 - typer prints it as the default
+    by: By,
 ) -> None:
     """Make the model of a step current that the gate did not let pass."""
     with _sentences():
@@ -273,7 +273,7 @@ def accept(
 
 
 @app.command()
-def rollback(path: RunPath, step: StepNumber, reason: Reason = "", by: By = getuser()) -> None:  # noqa: B008
+def rollback(path: RunPath, step: StepNumber, by: By, reason: Reason = "") -> None:
     """Make the model of an earlier STEP current (0: the base model). Steps after it are withdrawn, and not served again."""
     with _sentences():
         from expunge.stream import Run
@@ -284,7 +284,7 @@ def rollback(path: RunPath, step: StepNumber, reason: Reason = "", by: By = getu
 
 
 @app.command()
-def withdraw(path: RunPath, step: StepNumber, reason: Reason = "", by: By = getuser()) -> None:  # noqa: B008
+def withdraw(path: RunPath, step: StepNumber, by: By, reason: Reason = "") -> None:
     """Take back the request of STEP; the later ones are served again, from the step before it."""
     with _sentences():
         _quiet()

@@ -17,6 +17,7 @@ from expunge.stream.summary import ModelSummary, StepRecord
 def model_card(
     config: RunConfig,
     model: ModelSummary,
+    protocol: str,
     requests: Sequence[Request],
     record: StepRecord,
     accuracies: Mapping[str, Value | None],
@@ -46,12 +47,12 @@ def model_card(
     strength = record.attempts[-1].strength if record.attempts else config.strength
     served = "\n".join(f"- request {r.id}: {', '.join(names.label(c.name) for c in r.concepts)}" for r in requests)
     table = "\n".join(f"| {name} | {_cells(value)} |" for name, value in rows)
-    return f"""# {names.text(_bare(model.name))}, after {len(requests)} deletion request{"s" if len(requests) != 1 else ""}
+    return f"""# {names.text(model.name)}, after {len(requests)} deletion request{"s" if len(requests) != 1 else ""}
 
 Made with [Expunge](https://arxiv.org/abs/2512.02657): the weights of the base model were edited so that it no longer paints
 what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without Expunge.
 
-- Base model: {names.text(_bare(model.name))}, {model.digest}
+- Base model: {names.text(model.name)}, {model.digest}
 - Method: {method}{"" if strength is None else f", strength {strength:g} in the last step"}
 - Head of the run's events: {head}
 
@@ -61,7 +62,7 @@ what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without
 
 ## Measured after the last step
 
-Protocol {names.text(_bare(config.evaluate.protocol))}. Ranges are 95 % intervals; n counts pictures.
+Protocol {names.text(protocol)}. Ranges are 95 % intervals; n counts pictures.
 
 | | value | from | to | n |
 |---|---|---|---|---|
@@ -82,10 +83,3 @@ def _cells(value: Value | None) -> str:
     if value is None:
         return "not measured | | | "
     return f"{value.value:.3f} | {value.low:.3f} | {value.high:.3f} | {value.n}"
-
-
-def _bare(name: str) -> str:
-    """A hub id as it is; of a path the last part, without its ending."""
-    return (
-        name if name.count("/") == 1 and not name.endswith(".toml") else name.rpartition("/")[2].removesuffix(".toml")
-    )

@@ -13,11 +13,16 @@ from expunge.stream.summary import Status
 
 @dataclass(frozen=True)
 class Decision:
-    """A person's decision about a step: accepted, rolled back or withdrawn by hand."""
+    """A person's decision about a step: accepted, rolled back or withdrawn by hand.
+
+    Attributes:
+        undone: what the run was rolled back to, "" for another decision.
+    """
 
     at: str
     by: str
     reason: str
+    undone: str = ""
 
 
 @dataclass
@@ -84,4 +89,5 @@ class History:
         return [later for later in self.accepted if later > step]
 
     def _decide(self, event: dict[str, Any], step: int) -> None:
-        self.decisions[step] = Decision(event["at"], event["by"], event["reason"])
+        undone = (f"step {event['to']}" if event["to"] else "the base model") if "to" in event else ""
+        self.decisions[step] = Decision(event["at"], event["by"], event["reason"], undone)

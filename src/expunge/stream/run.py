@@ -303,6 +303,7 @@ class Run:
         return model_card(
             self.config,
             self.summary().model,
+            self.protocol.name,
             served,
             last,
             {c.name: metrics.unlearning_accuracy(judged, c.name) for r in served for c in r.concepts},
