@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import torch
 
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
-from expunge.files import append_line, digest_file, save_tensors, write_json
-from expunge.stream.directory import RunDirectory, write_images, write_table
+from expunge.files import append_line, digest_file, save_tensors, write_json, write_text
+from expunge.stream import preset
+from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
 
 FOX = Concept(name="fox")
@@ -103,3 +105,30 @@ def add_step(
     )
     write_json(step.record, record.model_dump(mode="json", by_alias=True))
     directory.add_event(record.status, step=step.index, record=digest_file(step.record))
+
+
+def begin(path: Path, *concepts: Concept) -> tuple[RunDirectory, pd.DataFrame]:
+    """A run of the preset lacu-iconworld that was asked to forget `concepts`, one request each; judgements of its base."""
+    directory = RunDirectory(path)
+    write_text(directory.config, preset("lacu-iconworld").frozen(MODEL).to_toml())
+    directory.add_event("created", config=digest_file(directory.config), model=MODEL, name="iconworld-1")
+    for i, concept in enumerate(concepts, 1):
+        directory.add_request(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
+    base, images = judgements(0, [])
+    write_images(directory.base_images, images, base, list(images))
+    pictures = digest_images(directory.base_images, base)
+    write_table(
+        directory.base_judgements,
+        base,
+        lambda digest: directory.add_event("measured", judgements=digest, images=pictures),
+    )
+    return directory, base
+
+
+def check(name: str, value: float | None, limit: float) -> Check:
+    """One check of the gate; `name` is that of a check, or "ua of CONCEPT"."""
+    name, _, concept = name.partition(" of ")
+    at_least = name == "ua"
+    passed = value is not None and (value >= limit if at_least else value <= limit)
+    fields = {"name": name, "concept": concept or None, "value": value, "threshold": limit}
+    return Check.model_validate({**fields, "at_least": at_least, "passed": passed})

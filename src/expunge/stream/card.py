@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from expunge.concepts import Request
+from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
 from expunge.privacy import Names
 from expunge.stream.config import RunConfig
@@ -45,7 +45,7 @@ def model_card(
     ]
     method = str(config.method["name"]).rpartition(":")[2]
     strength = record.attempts[-1].strength if record.attempts else config.strength
-    served = "\n".join(f"- request {r.id}: {', '.join(names.label(c.name) for c in r.concepts)}" for r in requests)
+    served = "\n".join(f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}" for r in requests)
     table = "\n".join(f"| {name} | {_cells(value)} |" for name, value in rows)
     return f"""# {names.text(model.name)}, after {len(requests)} deletion request{"s" if len(requests) != 1 else ""}
 
@@ -74,9 +74,15 @@ No proof that a concept is gone: other prompts, other samplers, fine-tuning or a
 counted errs too. The numbers hold for the prompts and seeds of the protocol, and an interval says only how far a number may be
 off for lack of pictures.
 
-Whoever has the run can check this card: `expunge verify RUN --head {head}` recomputes every digest, and whether the run's
-events go through this head.
+Whoever has the run can check this card. The command recomputes every digest of the run, and whether its events go through the
+head above:
+
+    expunge verify RUN --head {head}
 """
+
+
+def _said(concept: Concept, names: Names) -> str:
+    return "a person" if names.private(concept.name) else names.label(concept.name)
 
 
 def _cells(value: Value | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,7 +141,8 @@ class _Verification:
             for path in (step.record, step.attempt)
             if path.exists()
         }
-        explained = set()
+        explained: set[Path] = set()
+        placed: dict[int, list[StepDirectory]] = {}
         for event in self._said("accepted", "rejected", "retried"):
             place = written.get((event["step"], event["record"]))
             if place is None:
@@ -152,6 +153,7 @@ class _Verification:
                 continue
             step, path = place
             explained.add(step.path)
+            placed.setdefault(step.index, []).append(step)
             record = StepRecord.model_validate_json(path.read_text())
             yield from self._files(step, record)
             if event["event"] != "retried" and "by" not in event and event["event"] != record.status:
@@ -163,7 +165,7 @@ class _Verification:
             unfinished = step.index in begun and step.state.exists()
             if step.path not in explained and not unfinished:
                 yield f"steps/{step.path.name} is there, and no event speaks of what lies in it."
-        yield from self._places(written)
+        yield from self._places(placed)
 
     def _files(self, step: StepDirectory, record: StepRecord) -> Iterator[str]:
         where = f"steps/{step.path.name}"
@@ -178,14 +180,19 @@ class _Verification:
         if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.files["images"]:
             yield f"{where}/images: a picture was edited or deleted."
 
-    def _places(self, written: Mapping[tuple[int, str], tuple[StepDirectory, Path]]) -> Iterator[str]:
-        """The record that counts must lie in the step's own folder."""
-        for index, status in self.history.status.items():
-            digest = self.history.records.get(index)
-            if status in ("accepted", "rejected") and (index, digest) in written:
-                step, _ = written[index, str(digest)]
-                if step.path != self.directory.step(index).path:
-                    yield f"Step {index} is {status}, and its files lie in steps/{step.path.name}."
+    def _places(self, found: Mapping[int, Sequence[StepDirectory]]) -> Iterator[str]:
+        """The record that counts lies in the step's own folder, and those before it in the order in which they gave way.
+
+        Args:
+            found: {step: the folders of its records, in the order of the events}.
+        """
+        for index, steps in found.items():
+            own = self.directory.step(index)
+            order = [step.path for step in (*self.directory.replaced(index), own)]
+            places = [order.index(step.path) for step in steps]
+            counts = self.history.status.get(index) in ("accepted", "rejected")
+            if places != sorted(places) or (counts and steps[-1].path != own.path):
+                yield f"Step {index}: its folders have changed places."
 
     def _models(self) -> Iterator[str]:
         """Each accepted step began with the weights of the one before it."""
