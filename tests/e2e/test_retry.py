@@ -8,12 +8,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from test_kill import _kill_when, _lines
 
 from expunge import Run
 from expunge.files import digest_file
 from expunge.stream import verify
 from runs import FAST, command, expunge
-from test_kill import _kill_when, _lines
 
 FAILING = (*FAST, "--set", "gate.forget=1.0")
 """Six optimizer steps forget nothing, so both attempts miss this gate."""

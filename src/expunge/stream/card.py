@@ -87,5 +87,5 @@ def _said(concept: Concept, names: Names) -> str:
 
 def _cells(value: Value | None) -> str:
     if value is None:
-        return "not measured | | | "
+        return "not measured | | |"
     return f"{value.value:.3f} | {value.low:.3f} | {value.high:.3f} | {value.n}"

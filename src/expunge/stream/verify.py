@@ -204,22 +204,29 @@ class _Verification:
             before, name = record.files["weights.safetensors"], f"the model of step {index}"
 
     def _summary(self) -> Iterator[str]:
-        made = self.events[0]
         shown = [
             (self.records[i].model_copy(update={"status": status}), self.directory.step(i))
             for i, status in sorted(self.history.status.items())
             if i in self.records and self.directory.step(i).finished
         ]
         path = self.directory.summary
-        if not shown and not path.exists():
-            return
+        if (shown or path.exists()) and not self._summarises(shown):
+            yield "summary.json is not what the steps say. `expunge resume RUN` writes it anew."
+
+    def _summarises(self, shown: Sequence[tuple[StepRecord, StepDirectory]]) -> bool:
+        made, requests = self.events[0], self.directory.requests()
         config = RunConfig.from_toml(self.directory.config.read_text(), str(self.directory.config))
+        try:
+            known = len(json.loads(self.directory.summary.read_bytes())["requests"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        if known < max((record.index for record, _ in shown), default=0):
+            return False
         expected = summarise(
             ModelSummary(source=config.model.source, name=made["name"], digest=made["model"]),
-            self.directory.requests(),
+            requests[:known],  # those that came in later are not in it yet
             [(record, pd.read_parquet(step.judgements)) for record, step in shown],
             pd.read_parquet(self.directory.base_judgements),
         )
         text = json_text(expected.model_dump(mode="json", by_alias=True))
-        if not path.exists() or path.read_bytes() != text.encode():
-            yield "summary.json is not what the steps say. `expunge resume RUN` writes it anew."
+        return self.directory.summary.read_bytes() == text.encode()
