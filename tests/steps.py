@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from expunge import iconworld
-from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.backbones import Backbone, Evaluations
 from expunge.constraints import L2, L2Config
 from expunge.engine import TrainConfig, train
 from expunge.methods import METHODS, StepContext
+from expunge.reference import PREDICTORS, EngineName
 from expunge.replay import ReplayConfig
 
 _MAPPING: dict[str, Any] = {"forget_prompts": 4, "mapping_candidates": 2, "mapping_draws": 2, "retain_draws": 2}
@@ -25,12 +26,14 @@ SMALL: dict[str, dict[str, Any]] = {
 """{method: a configuration that runs in a second}; every registered method has one."""
 
 
-def context(backbone: Backbone, *, seed: int = 0, batch_size: int = 4, **changes: Any) -> StepContext:
+def context(
+    backbone: Backbone, *, seed: int = 0, batch_size: int = 4, engine: EngineName = "fast", **changes: Any
+) -> StepContext:
     """A step that must forget "fox", with "cat" held out."""
     vocabulary = iconworld.vocabulary()
     fields: dict[str, Any] = {
         "backbone": backbone,
-        "teacher": Predictor(backbone, backbone.copy_denoiser(torch.float32), Evaluations()),
+        "teacher": PREDICTORS[engine](backbone, backbone.copy_denoiser(torch.float32), Evaluations()),
         "source": vocabulary,
         "concepts": (vocabulary.concept("fox"),),
         "forgotten": (vocabulary.concept("neon"),),
@@ -70,7 +73,7 @@ def run_step(
     )
     cls = METHODS[method]
     built = cls(cls.Config(**{**SMALL[method], **(changes or {})}))
-    step = context(backbone, seed=seed, batch_size=config.batch_size, **(served or {}))
+    step = context(backbone, seed=seed, batch_size=config.batch_size, engine=config.engine, **(served or {}))
     state, _ = built.prepare(step)
     base = {n: p.detach().clone() for n, p in step.teacher.denoiser.named_parameters()}
     train(

@@ -12,7 +12,8 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,14 +30,17 @@ from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, save_tensors, write_text
 from expunge.hardware import Precision, settled
 from expunge.methods import GradientMethod, Position
+from expunge.reference import EngineName, Regularized
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
-from expunge.trainable import LoraConfig, trainable
+from expunge.trainable import LoraConfig, Trainable, trainable
 
 
 class TrainConfig(BaseModel):
     """How a step is trained. Defaults are the published ones (arXiv 2512.02657, ECCV version) where it states one.
 
     Attributes:
+        engine: "fast", or "reference": the published loop at its own cost, with the settings that this takes
+            (expunge/reference.py). Same losses; a baseline to measure against.
         parameters: what is trained: full, cross-attention, cross-attention-kv, or lora (adapters, merged at the end).
         lora: the adapters, where `parameters` is lora.
         precision: fp32, bf16 or fp16 arithmetic (parameters and optimizer stay in fp32; fp16 needs a GPU), or auto, which is
@@ -55,6 +59,7 @@ class TrainConfig(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+    engine: EngineName = "fast"
     parameters: str = "full"
     lora: LoraConfig = LoraConfig()
     precision: Precision = "fp32"
@@ -92,6 +97,21 @@ class StepLog:
     stopped: Reason | None
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What training held beside student and teacher.
+
+    Attributes:
+        parameters: what had a gradient of its own size: weights of the student, or adapters.
+        moments: the optimizer's state.
+        anchors: what constraints held on to.
+    """
+
+    parameters: Mapping[str, Tensor]
+    moments: Mapping[Any, Any]
+    anchors: Anchors
+
+
 def learning_rate(config: TrainConfig, step: int) -> float:
     """Of optimizer step `step` (0-based): a linear warm-up, times the schedule."""
     rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
@@ -112,13 +132,14 @@ def train(
     log: Path,
     evaluations: Evaluations,
     on_step: Callable[[StepLog], None] = lambda _: None,
-) -> None:
+) -> Kept:
     """Train the backbone's denoiser in place, from `checkpoint` where one lies there.
 
     Args:
         backbone: its denoiser holds M(k-1), which is also what constraints may hold on to.
-        teacher: M(k-1) in the arithmetic of `precision`.
-        base: values of M(0) by parameter name.
+        teacher: M(k-1), or M(0) where the method asks for it, in the arithmetic of `precision`. The student is evaluated as
+            it is.
+        base: values of M(0) by parameter name, in any dtype.
         seed: seed of this step; adapters begin with draws that derive from it.
         checkpoint: folder of the unfinished step's state.
         log: `train.jsonl`.
@@ -136,15 +157,17 @@ def train(
         optimizer = torch.optim.AdamW(
             parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
         )
-        previous = {n: w.detach().clone() for n, w in trained.weights.items()}
+        held = _previous(trained, teacher, method) if constraints else {}
         done, checks = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
         _keep_log_until(log, done)
         denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
-        student = Predictor(backbone, denoiser, evaluations)
+        student = replace(teacher, denoiser=denoiser, evaluations=evaluations)
         anchors = Anchors(
-            {n: w.to(accelerator.device) for n, w in previous.items()},
-            {n: base[n].to(accelerator.device) for n in previous},
+            {n: w.to(accelerator.device) for n, w in held.items()}, {n: base[n].to(accelerator.device) for n in held}
         )
+        if config.engine == "reference" and constraints:
+            method = Regularized(method, partial(_penalty, constraints, trained, anchors))
+            constraints = ()
         held_out = _HeldOut(accelerator, method, state, teacher, config) if config.stop else None
         if held_out and not checks:
             checks.append(held_out.check(student, 0))
@@ -176,6 +199,19 @@ def train(
                     _store(checkpoint, done, parameters, optimizer.optimizer, accelerator.scaler, checks)
         accelerator.wait_for_everyone()
         accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
+        return Kept(parameters, optimizer.optimizer.state, anchors)
+
+
+def _previous(trained: Trainable, teacher: Predictor, method: GradientMethod[Any, Any]) -> dict[str, Tensor]:
+    """The weights that training begins with: the teacher's own where it holds the same in fp32, else a copy."""
+    own = dict(teacher.denoiser.named_parameters())
+    same = method.teacher == "previous" and all(own[n].dtype == torch.float32 for n in trained.weights)
+    return {n: own[n] if same else w.detach().clone() for n, w in trained.weights.items()}
+
+
+def _penalty(constraints: Sequence[Constraint], trained: Trainable, anchors: Anchors) -> Tensor:
+    weights = trained.effective()
+    return torch.stack([c.penalty(weights, anchors) for c in constraints]).sum()
 
 
 def _backward(

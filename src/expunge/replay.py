@@ -1,12 +1,14 @@
 """Generative replay: clean latents that the teacher paints for prompts, so that no training data is needed.
 
-Both sources answer `draw(position, count)`, where `position` counts the rows drawn so far. A draw depends on its position
-alone, so a resumed run sees the rows that an uninterrupted one would have seen.
+A bank and fresh replay answer `draw(position, count)` with clean latents, which are noised for every row. Trajectories hold
+the noisy latents that the teacher met on its way to them, and what it predicted there, so that no row needs it again. A draw
+depends on its position alone, `position` counting the rows drawn so far: a resumed run sees the rows that an uninterrupted one
+would have seen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -16,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from expunge import seeds
-from expunge.backbones import Conditioning, Predictor
+from expunge.backbones import Predictor, Prompts
+from expunge.errors import ExpungeError
 from expunge.files import load_tensors, save_tensors
 
 
@@ -24,15 +27,16 @@ class ReplayConfig(BaseModel):
     """How replay latents are made.
 
     Attributes:
-        source: "bank" (sampled once per request, drawn again and again) or "fresh" (sampled anew for every row, as published).
+        source: "bank" (sampled once per request, drawn again and again), "fresh" (sampled anew for every row, as published)
+            or "trajectory" (every point of the teacher's way is a row, with the teacher's predictions kept beside it).
         steps: solver steps per latent, without guidance. Source: arXiv 2512.02657, ECCV version: 20 DDIM steps.
         solver: the backbone's solver; "published" is the family's deterministic one of the published code (DDIM, Euler).
         forget_latents, retain_latents: latents of each forget prompt and of each retain prompt in the bank.
-        batch_size: latents sampled at once.
+        batch_size: latents sampled at once for the bank, and predictions made at once when prompts are scored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    source: Literal["bank", "fresh"] = "bank"
+    source: Literal["bank", "fresh", "trajectory"] = "bank"
     steps: int = Field(20, ge=1, le=1000)
     solver: str = "published"
     forget_latents: int = Field(2, ge=1)
@@ -52,7 +56,7 @@ class Sampler:
     """The teacher painting latents for a list of prompts."""
 
     teacher: Predictor
-    prompts: Conditioning
+    prompts: Prompts
     steps: int
     solver: str
 
@@ -91,9 +95,91 @@ class Bank:
         return self.latents[rows], self.prompts[rows]
 
     def _row(self, position: int) -> int:
-        epoch, place = divmod(position, len(self.latents))
-        order = torch.randperm(len(self.latents), generator=seeds.generator(self.seed, "order", epoch))
-        return int(order[place])
+        return shuffled(position, len(self.latents), self.seed)
+
+
+def shuffled(position: int, size: int, seed: int) -> int:
+    """The `position`-th of `size` things that are gone through again and again, in an order shuffled anew every time."""
+    epoch, place = divmod(position, size)
+    return int(torch.randperm(size, generator=seeds.generator(seed, "order", epoch))[place])
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Points of the teacher's sampling trajectories, each of which is drawn once before any is drawn again.
+
+    x_t on the way to x_0 has the distribution of q(x_t | x_0) as far as the teacher's model of it is right, and the
+    prediction at every point is what sampling needed anyway.
+
+    Attributes:
+        latents: noisy latents x_t `(n c h w)`.
+        t: network times `(n,)`.
+        prompts: the index of each point's prompt `(n,)`.
+        predictions: the teacher's for that prompt `(n c h w)`.
+    """
+
+    latents: Tensor
+    t: Tensor
+    prompts: Tensor
+    predictions: Tensor
+    seed: int
+
+    def draw(self, position: int, count: int) -> Tensor:
+        """The places `(count,)` of the points to take."""
+        return torch.tensor([shuffled(i, len(self.t), self.seed) for i in range(position, position + count)])
+
+
+GRIDS = 3
+"""Numbers of solver steps that trajectories are sampled with, around the configured one: more than one set of times."""
+
+
+def trace(
+    sampler: Sampler,
+    each: int,
+    times: tuple[float, float],
+    batch_size: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Trajectories:
+    """The points of `each` trajectories of every prompt that lie between two network times, both inclusive.
+
+    Raises:
+        ExpungeError: when no point lies there.
+    """
+    prompts = torch.arange(len(sampler.prompts)).repeat(each)
+    parts: list[tuple[Tensor, ...]] = []
+    done = 0
+    for grid in range(GRIDS):
+        for rows in prompts[grid::GRIDS].split(batch_size):
+            if not len(rows):
+                continue
+            noise = sampler.teacher.backbone.noise([seeds.generator(seed, "bank", done + i) for i in range(len(rows))])
+            steps = max(1, sampler.steps + grid - GRIDS // 2)
+            latents, t, predictions = sampler.teacher.trajectory(
+                sampler.prompts[rows], noise, steps=steps, solver=sampler.solver
+            )
+            parts.append((latents, t, rows.expand(steps, -1), predictions))
+            done += len(rows)
+            progress(done, len(prompts))
+    latents, t, rows, predictions = (
+        torch.cat([p.flatten(0, 1).cpu() for p in part]) for part in zip(*parts, strict=True)
+    )
+    kept = (t >= times[0]) & (t <= times[1])
+    if not kept.any():
+        raise ExpungeError(
+            f"No step of a trajectory of {sampler.steps} steps lies between t_min and t_max. Raise replay.steps, or move them."
+        )
+    return Trajectories(latents[kept], t[kept], rows[kept], predictions[kept], seed)
+
+
+def kept_tensors(path: Path | None, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
+    """The tensors stored at `path`, or new ones that are stored there."""
+    if path is not None and path.exists():
+        return load_tensors(path)
+    tensors = make()
+    if path is not None:
+        save_tensors(path, dict(tensors))
+    return tensors
 
 
 def fill_bank(
@@ -116,10 +202,19 @@ def fill_bank(
 
 def kept_bank(path: Path | None, fill: Callable[[], Bank], seed: int) -> Bank:
     """The bank stored at `path`, or a newly filled one that is stored there."""
-    if path is not None and path.exists():
-        stored = load_tensors(path)
-        return Bank(stored["latents"], stored["prompts"], seed)
-    bank = fill()
-    if path is not None:
-        save_tensors(path, {"latents": bank.latents, "prompts": bank.prompts})
-    return bank
+
+    def make() -> Mapping[str, Tensor]:
+        bank = fill()
+        return {"latents": bank.latents, "prompts": bank.prompts}
+
+    return Bank(**kept_tensors(path, make), seed=seed)
+
+
+def kept_trajectories(path: Path | None, make: Callable[[], Trajectories], seed: int) -> Trajectories:
+    """The trajectories stored at `path`, or new ones that are stored there."""
+
+    def tensors() -> Mapping[str, Tensor]:
+        made = make()
+        return {name: getattr(made, name) for name in ("latents", "t", "prompts", "predictions")}
+
+    return Trajectories(**kept_tensors(path, tensors), seed=seed)

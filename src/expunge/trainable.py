@@ -47,6 +47,9 @@ class Trainable(Protocol):
     weights: Mapping[str, Tensor]
     """{name: weight of the denoiser}, before training the values of M(k-1)"""
 
+    def effective(self) -> Mapping[str, Tensor]:
+        """The weights as they are now, in terms of the parameters: autograd leads from these to those."""
+
     def constrained(self) -> AbstractContextManager[Mapping[str, nn.Parameter]]:
         """The weights as they are now, for constraints to change their `.grad`; on exit it reaches the parameters."""
 
@@ -59,6 +62,9 @@ class Direct:
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         self.weights: Mapping[str, Tensor] = self.parameters
+
+    def effective(self) -> Mapping[str, Tensor]:
+        return self.parameters
 
     def constrained(self) -> AbstractContextManager[Mapping[str, nn.Parameter]]:
         return nullcontext(self.parameters)

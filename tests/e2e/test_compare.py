@@ -25,7 +25,8 @@ def make(
 ) -> Path:
     """A run on `path` that served one request for each concept; each step shows everything but what is listed with it."""
     directory = RunDirectory(path)
-    write_text(directory.config, preset("lacu-iconworld", changes).to_toml())
+    painted = {"precision": "fp32", **changes.get("evaluate", {})}
+    write_text(directory.config, preset("lacu-iconworld", {**changes, "evaluate": painted}).to_toml())
     base, images = judgements(0, [])
     write_images(directory.base_images, images, base, list(images))
     write_table(directory.base_judgements, base)

@@ -161,7 +161,10 @@ def _check(a: Side, b: Side) -> None:
             "that says something else."
         )
     if a.precision != b.precision:
-        raise ExpungeError(f"{where} one was painted in {a.precision}, the other in {b.precision}.")
+        raise ExpungeError(
+            f"{where} one was painted in {a.precision}, the other in {b.precision}. Make one of them anew with "
+            f"--set evaluate.precision={a.precision}."
+        )
     one, other = (pd.read_parquet(side.base.judgements) for side in (a, b))
     pair = one.merge(other, on="row", suffixes=("_a", "_b"))
     for column in ("prompt", "seed"):

@@ -12,7 +12,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from expunge.backbones.base import Backbone, Conditioning, Evaluations, Predictor
+from expunge.backbones.base import Asked, Backbone, Conditioning, Evaluations, Predictor, Prompts
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.backbones.stable_diffusion_3 import StableDiffusion3
 from expunge.errors import ExpungeError
@@ -182,10 +182,12 @@ def model_digest(folder: Path) -> str:
 
 __all__ = [
     "BACKBONES",
+    "Asked",
     "Backbone",
     "Conditioning",
     "Evaluations",
     "Predictor",
+    "Prompts",
     "backbone_class",
     "check",
     "denoiser_shapes",

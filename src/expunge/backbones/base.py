@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,18 @@ class Conditioning:
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         return Conditioning({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})
+
+
+class Prompts(Protocol):
+    """Conditioning of a list of prompts, for whichever rows are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Tensor, /) -> Conditioning: ...
+
+
+Asked = tuple[Tensor, Tensor, Conditioning]
+"""What a denoiser is asked: latents `(b c h w)`, network time `(b,)`, conditioning `(b ...)`."""
 
 
 @dataclass
@@ -167,11 +179,13 @@ class Backbone(ABC):
         guidance: float = 1.0,
         unconditional: Conditioning | None = None,
         solver: str = "default",
+        visit: Callable[[Tensor, Tensor, Tensor], None] = lambda latents, t, prediction: None,
     ) -> Tensor:
         """Clean latents `(b c h w)` from `noise` `(b c h w)` by `steps` solver steps.
 
         Guidance above 1 is classifier-free, towards `conditioning` and away from `unconditional` (one row, the empty
-        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u).
+        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u). `visit` is told the noisy latents,
+        network time and prediction of every step.
         """
         scheduler = self.scheduler(solver)
         scheduler.set_timesteps(steps, device=self.device)
@@ -190,6 +204,7 @@ class Backbone(ABC):
             if guided:
                 without, with_prompt = prediction.chunk(2)
                 prediction = without + guidance * (with_prompt - without)
+            visit(latents, t.expand(len(latents)).float(), prediction)
             latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
         return latents
 
@@ -216,7 +231,29 @@ class Predictor:
             self.evaluations.backward += len(latents)
         return prediction
 
+    def encode(self, prompts: Sequence[str]) -> Prompts:
+        """Conditioning of `prompts`, made once."""
+        return self.backbone.encode(prompts)
+
+    def each(self, parts: Sequence[Asked]) -> list[Tensor]:
+        """The prediction for each of `parts`, from one pass: rows do not see each other, so joining changes no value."""
+        latents, t, conditioning = zip(*parts, strict=True)
+        prediction = self(torch.cat(latents), torch.cat(t), Conditioning.cat(conditioning))
+        return list(prediction.split([len(times) for times in t]))
+
     def sample(self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str) -> Tensor:
         """Latents `(b c h w)` without guidance, as replay uses them."""
         self.evaluations.forward += len(noise) * steps
         return self.backbone.sample(self.denoiser, conditioning, noise, steps=steps, solver=solver)
+
+    def trajectory(
+        self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The way of `sample`: noisy latents `(s b c h w)`, network times `(s b)` and predictions `(s b c h w)`."""
+        self.evaluations.forward += len(noise) * steps
+        points: list[tuple[Tensor, ...]] = []
+        self.backbone.sample(
+            self.denoiser, conditioning, noise, steps=steps, solver=solver, visit=lambda *point: points.append(point)
+        )
+        latents, t, predictions = (torch.stack(parts) for parts in zip(*points, strict=True))
+        return latents, t, predictions

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -9,6 +12,9 @@ from rich.table import Table
 from expunge.audit import AuditSummary, Comparison, Paired
 from expunge.evaluation import Value
 from expunge.stream import Run
+
+if TYPE_CHECKING:
+    from expunge.benchmark.speed import Ratio, SpeedResults, Timed
 
 
 def status_table(run: Run) -> Table:
@@ -47,6 +53,31 @@ def status_table(run: Run) -> Table:
             _share(m.cra),
             style="" if record.status == "accepted" else "yellow",
         )
+    return table
+
+
+def speed_table(results: SpeedResults) -> Table:
+    """What each request took, reference / fast, and below it the median ratio with the least and the greatest."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    shown: dict[str, tuple[Callable[[Timed], str], Ratio | None]] = {
+        "seconds": (lambda row: f"{row.seconds.total:.1f}", results.wall_ratio),
+        "of training": (lambda row: f"{row.seconds.replay + row.seconds.train:.1f}", results.wall_ratio_training),
+        "evaluations": (
+            lambda row: f"{row.evaluations.forward + 2 * row.evaluations.backward}",
+            results.evaluations_ratio,
+        ),
+        "MB held": (lambda row: f"{sum(row.held.values()) / 1e6:.0f}", results.bytes_ratio),
+        "MB peak": (lambda row: f"{row.peak_memory / 1e6:.0f}", results.peak_memory_ratio),
+    }
+    table.add_column("request")
+    for name in shown:
+        table.add_column(name, justify="right")
+    for reference, fast in results.pairs:
+        cells = [f"{read(reference)} / {read(fast)}" for read, _ in shown.values()]
+        table.add_row(", ".join(reference.concepts), *cells)
+    ratios = [ratio for _, ratio in shown.values()]
+    table.add_section()
+    table.add_row("ratio", *(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else "" for r in ratios), style="bold")
     return table
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from expunge.errors import ExpungeError
+
 
 class ConstraintConfig(BaseModel):
     """Hyperparameters of a constraint. `name` picks it from `CONSTRAINTS`; unknown fields are errors."""
@@ -19,7 +21,7 @@ class ConstraintConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Anchors:
-    """Values of the trained parameters that a constraint may hold on to: {name: tensor}."""
+    """Values of the trained parameters that a constraint may hold on to: {name: tensor}, the base model's as stored."""
 
     previous: Mapping[str, Tensor]
     base: Mapping[str, Tensor]
@@ -31,3 +33,11 @@ class Constraint(ABC):
     @abstractmethod
     def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:
         """Change `.grad` of the parameters in place; return the value of the penalty (a scalar) for the log."""
+
+    def penalty(self, weights: Mapping[str, Tensor], anchors: Anchors) -> Tensor:
+        """The penalty as a term of the loss, which autograd follows to `weights`: how the engine `reference` has it.
+
+        Raises:
+            ExpungeError: for a constraint that is no term of a loss.
+        """
+        raise ExpungeError(f'{type(self).__name__} is no term of a loss. Use train.engine "fast", which needs none.')

@@ -51,10 +51,15 @@ class L2(Constraint):
 
     @torch.no_grad()
     def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:
-        weight, held = self.config.weight, SHARES[self.config.toward]
-        weighted = [(share, getattr(anchors, name)) for name, share in held.items()]
         for name, parameter in parameters.items():
             assert parameter.grad is not None
-            for share, anchor in weighted:
-                parameter.grad.add_(parameter - anchor[name], alpha=2 * weight * share)
-        return weight * torch.stack([share * l2_distance(parameters, anchor) for share, anchor in weighted]).sum()
+            for share, anchor in self._held(anchors):
+                parameter.grad.add_(parameter - anchor[name], alpha=2 * self.config.weight * share)
+        return self.penalty(parameters, anchors)
+
+    def penalty(self, weights: Mapping[str, Tensor], anchors: Anchors) -> Tensor:
+        shares = [share * l2_distance(weights, anchor) for share, anchor in self._held(anchors)]
+        return self.config.weight * torch.stack(shares).sum()
+
+    def _held(self, anchors: Anchors) -> list[tuple[float, Mapping[str, Tensor]]]:
+        return [(share, getattr(anchors, name)) for name, share in SHARES[self.config.toward].items()]

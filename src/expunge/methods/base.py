@@ -86,6 +86,10 @@ class StepContext:
         """Names that no mapping and no retain prompt may show."""
         return self.held_out | {c.name for c in (*self.concepts, *self.forgotten)}
 
+    def file(self, name: str) -> Path | None:
+        """Where tensors called `name` are kept over a crash; None for nowhere."""
+        return self.folder / f"{name}.safetensors" if self.folder else None
+
     def generator(self, *labels: str | int) -> torch.Generator:
         return seeds.generator(self.seed, *labels)
 

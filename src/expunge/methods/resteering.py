@@ -15,7 +15,7 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, the unlearning and the pres
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Self, cast
 
@@ -24,11 +24,21 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from expunge import seeds
-from expunge.backbones import Conditioning, Predictor
+from expunge.backbones import Conditioning, Predictor, Prompts
 from expunge.locality import Choice
 from expunge.methods.base import GradientMethod, Position, Record, StepContext, TeacherName
 from expunge.methods.mapping import MappingConfig, Neighbours
-from expunge.replay import FreshReplay, Replay, Sampler, fill_bank, kept_bank
+from expunge.replay import (
+    FreshReplay,
+    Replay,
+    Sampler,
+    Trajectories,
+    fill_bank,
+    kept_bank,
+    kept_tensors,
+    kept_trajectories,
+    trace,
+)
 
 Weight = Annotated[float, Field(ge=0)]
 Time = Annotated[int, Field(ge=0, lt=1000)]
@@ -97,15 +107,26 @@ class Aim:
     prompts: Sequence[str]
     targets: Sequence[Sequence[str]]
 
+    @property
+    def distils(self) -> bool:
+        """Whether student and teacher are told the same."""
+        return [[prompt] for prompt in self.prompts] == [list(targets) for targets in self.targets]
+
 
 @dataclass(frozen=True)
 class Term:
     """An `Aim` made ready: what student and teacher are told, `(n ...)` and `(n * targets_each ...)`."""
 
     role: str
-    prompts: Conditioning
-    targets: Conditioning
+    prompts: Prompts
+    targets: Prompts
     targets_each: int
+
+    @staticmethod
+    def of(aim: Aim, encode: Callable[[Sequence[str]], Prompts]) -> Term:
+        prompts = encode(aim.prompts)
+        targets = prompts if aim.distils else encode([target for targets in aim.targets for target in targets])
+        return Term(aim.scenes.role, prompts, targets, len(aim.targets[0]))
 
     def told(self, rows: Rows) -> Conditioning:
         return self.prompts[rows.prompts]
@@ -113,27 +134,36 @@ class Term:
     def aimed(self, rows: Rows) -> Conditioning:
         return self.targets[rows.prompts * self.targets_each + (rows.lots * self.targets_each).long()]
 
+    def both(self, rows: Rows) -> tuple[Conditioning, Conditioning]:
+        """What student and teacher are told."""
+        told = self.told(rows)
+        return told, told if self.targets is self.prompts else self.aimed(rows)
+
 
 @dataclass(frozen=True)
 class Rows:
     """Noisy latents `(b c h w)`, network times `(b,)`, the index of each row's prompt `(b,)`, and its lot `(b,)`.
 
-    A lot is uniform in [0, 1) and decides which of a prompt's targets the row draws.
+    A lot is uniform in [0, 1) and decides which of a prompt's targets the row draws. `places` say where the rows lie among
+    recorded ones `(b,)`; None where they are made as they are needed.
     """
 
     latents: Tensor
     t: Tensor
     prompts: Tensor
     lots: Tensor
+    places: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class State:
-    """What training needs: terms by loss; replayed latents and training indices by role."""
+    """What training needs: terms by loss; replayed latents and training indices by role; and where whole trajectories are
+    replayed, the teacher's predictions `(n c h w)` at their points by loss, so that training does without the teacher."""
 
     teacher: Predictor
     terms: Mapping[str, Term]
-    replays: Mapping[str, Replay]
+    replays: Mapping[str, Replay | Trajectories]
+    targets: Mapping[str, Tensor]
     times: Mapping[str, tuple[int, int]]
     batch_size: int
     seed: int
@@ -153,23 +183,19 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
         """The losses of a step in words, and what people should know of their choice."""
 
     def prepare(self, context: StepContext) -> tuple[State, Record]:
-        encode = context.backbone.encode
         with context.phase("choose"):
             aims, record = self.aims(context)
-            terms = {
-                aim.loss: Term(
-                    role=aim.scenes.role,
-                    prompts=encode(aim.prompts),
-                    targets=encode([target for targets in aim.targets for target in targets]),
-                    targets_each=len(aim.targets[0]),
-                )
-                for aim in aims
-            }
+            terms = {aim.loss: Term.of(aim, context.teacher.encode) for aim in aims}
         scenes = {aim.scenes.role: aim.scenes for aim in aims}
         with context.phase("replay"):
             replays = {role: _replay(context, s) for role, s in scenes.items()}
+            targets = {
+                aim.loss: _targets(context, aim, terms[aim.loss], points)
+                for aim in aims
+                if isinstance(points := replays[aim.scenes.role], Trajectories)
+            }
         times = {role: s.times for role, s in scenes.items()}
-        return State(context.teacher, terms, replays, times, context.batch_size, context.seed), record
+        return State(context.teacher, terms, replays, targets, times, context.batch_size, context.seed), record
 
     def batch(self, state: State, position: Position, student: Predictor) -> Mapping[str, Rows]:
         """{role: its rows}."""
@@ -179,15 +205,18 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
     def losses(
         self, batch: Mapping[str, Rows], student: Predictor, teacher: Predictor, state: State
     ) -> Mapping[str, Tensor]:
-        """All losses from one pass of each network: rows do not see each other, so joining them changes no value."""
-        terms = {name: (term, batch[term.role]) for name, term in state.terms.items()}
-        latents = torch.cat([rows.latents for _, rows in terms.values()])
-        t = torch.cat([rows.t for _, rows in terms.values()])
-        with torch.no_grad():
-            target = teacher(latents, t, Conditioning.cat([term.aimed(rows) for term, rows in terms.values()]))
-        prediction = student(latents, t, Conditioning.cat([term.told(rows) for term, rows in terms.values()]))
-        sizes = [len(rows.t) for _, rows in terms.values()]
-        pairs = zip(terms, prediction.split(sizes), target.split(sizes), strict=True)
+        rows = [batch[term.role] for term in state.terms.values()]
+        conditioning = [term.both(r) for term, r in zip(state.terms.values(), rows, strict=True)]
+        if state.targets:
+            device = teacher.backbone.device
+            targets = [state.targets[n][r.places].to(device) for n, r in zip(state.terms, rows, strict=True)]
+        else:
+            with torch.no_grad():
+                targets = teacher.each(
+                    [(r.latents, r.t, aimed) for r, (_, aimed) in zip(rows, conditioning, strict=True)]
+                )
+        predictions = student.each([(r.latents, r.t, told) for r, (told, _) in zip(rows, conditioning, strict=True)])
+        pairs = zip(state.terms, predictions, targets, strict=True)
         return {name: matching_loss(ours, theirs) for name, ours, theirs in pairs}
 
 
@@ -212,27 +241,54 @@ def record_of(
     )
 
 
-def _replay(context: StepContext, scenes: Scenes) -> Replay:
-    config = context.replay
-    solver = context.backbone.replay_solver if config.solver == "published" else config.solver
-    sampler = Sampler(context.teacher, context.backbone.encode(scenes.prompts), config.steps, solver)
+def _replay(context: StepContext, scenes: Scenes) -> Replay | Trajectories:
+    config, backbone = context.replay, context.backbone
+    solver = backbone.replay_solver if config.solver == "published" else config.solver
+    sampler = Sampler(context.teacher, context.teacher.encode(scenes.prompts), config.steps, solver)
     seed = seeds.derive(context.seed, "replay", scenes.role)
-    if config.source == "fresh":
-        return FreshReplay(sampler, seed)
+    kept = context.file(f"replay-{scenes.role}")
 
     def progress(done: int, of: int) -> None:
         context.progress(f"replay {scenes.role}", done, of)
 
-    return kept_bank(
-        context.folder / f"replay-{scenes.role}.safetensors" if context.folder else None,
-        lambda: fill_bank(sampler, scenes.latents, config.batch_size, seed, progress),
-        seed,
-    )
+    match config.source:
+        case "fresh":
+            return FreshReplay(sampler, seed)
+        case "bank":
+            return kept_bank(kept, lambda: fill_bank(sampler, scenes.latents, config.batch_size, seed, progress), seed)
+        case "trajectory":
+            low, high = backbone.network_time(torch.tensor(scenes.times)).tolist()
+            return kept_trajectories(
+                kept, lambda: trace(sampler, scenes.latents, (low, high), config.batch_size, seed, progress), seed
+            )
+
+
+@torch.no_grad()
+def _targets(context: StepContext, aim: Aim, term: Term, points: Trajectories) -> Tensor:
+    """What the teacher predicts for the target of each point `(n c h w)`: on the way already, or now."""
+    if aim.distils and aim.prompts == aim.scenes.prompts:
+        return points.predictions
+    lots = torch.rand(len(points.t), generator=context.generator("lots", aim.loss))
+    device = context.backbone.device
+
+    def evaluate() -> dict[str, Tensor]:
+        parts = []
+        for places in torch.arange(len(points.t)).split(context.replay.batch_size):
+            rows = Rows(*(x[places].to(device) for x in (points.latents, points.t, points.prompts, lots)))
+            parts.append(context.teacher(rows.latents, rows.t, term.aimed(rows)).cpu())
+        return {"targets": torch.cat(parts)}
+
+    return kept_tensors(context.file(f"targets-{aim.loss}"), evaluate)["targets"]
 
 
 def _rows(state: State, role: str, first: int) -> Rows:
-    """A micro-batch of replayed latents carried to uniform training indices."""
-    clean, prompts = state.replays[role].draw(first, state.batch_size)
+    """A micro-batch of recorded points, or of replayed latents carried to uniform training indices."""
+    replay, device = state.replays[role], state.teacher.backbone.device
+    if isinstance(replay, Trajectories):
+        places = replay.draw(first, state.batch_size)
+        latents, t, prompts = (x[places].to(device) for x in (replay.latents, replay.t, replay.prompts))
+        return Rows(latents, t, prompts, torch.zeros_like(t), places)
+    clean, prompts = replay.draw(first, state.batch_size)
     # One generator per row: how rows are split over micro-batches and processes changes no draw.
     generators = [seeds.generator(state.seed, "noise", role, first + i) for i in range(len(clean))]
     least, greatest = state.times[role]
@@ -240,7 +296,6 @@ def _rows(state: State, role: str, first: int) -> Rows:
     backbone = state.teacher.backbone
     noise = backbone.noise(generators)
     lots = torch.cat([torch.rand(1, generator=g) for g in generators])
-    device = backbone.device
     t = backbone.network_time(indices).to(device)
     latents = backbone.add_noise(clean.to(device), noise.to(device), t)
     return Rows(latents, t, prompts.to(device), lots.to(device))

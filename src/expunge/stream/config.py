@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from expunge import reference
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
 from expunge.errors import ExpungeError, nearest
@@ -106,7 +107,10 @@ class GateConfig(_Strict):
 
 
 class RunConfig(TomlConfig):
-    """The whole of `run.toml`. `method` and `constraints` hold a name and the fields of what it names, all written out."""
+    """The whole of `run.toml`. `method` and `constraints` hold a name and the fields of what it names, all written out.
+
+    With the engine `reference` the settings of the published loop take the place of a preset's, and are written out too.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema")
     seed: int = Field(0, ge=0)
@@ -127,6 +131,9 @@ class RunConfig(TomlConfig):
         data = dict(data)
         if unknown := sorted(set(data) - {f.alias or n for n, f in cls.model_fields.items()}):
             raise ValueError(f"unknown section {unknown[0]!r}. {nearest(unknown[0], cls.model_fields)}")
+        train = data.get("train")
+        if isinstance(train, dict) and train.get("engine") == "reference":
+            data |= {name: {**data.get(name, {}), **fields} for name, fields in reference.SETTINGS.items()}
         section = dict(data.get("method", {"name": "lacu"}))
         name = section.pop("name", "lacu")
         data["method"] = {"name": name, **method_class(name).Config.model_validate(section).model_dump()}
@@ -136,6 +143,15 @@ class RunConfig(TomlConfig):
             )
         data["constraints"] = [_constraint(c)[0].model_dump() for c in data.get("constraints", ())]
         return data
+
+    @model_validator(mode="after")
+    def _rows_are_held_out(self) -> Self:
+        if self.train.stop and self.replay.source == "trajectory":
+            raise ValueError(
+                'replay.source "trajectory" keeps no rows that training does not see, and train.stop needs such; '
+                'use "bank" with train.stop'
+            )
+        return self
 
     @property
     def strength(self) -> float | None:

@@ -13,7 +13,7 @@ import pandas as pd
 from accelerate import PartialState
 from PIL import Image
 
-from expunge import backbones
+from expunge import backbones, reference
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError, nearest
@@ -37,7 +37,7 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
-from expunge.stream.step import Progress, ProgressCallback, Workshop, serve
+from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone
 from expunge.stream.summary import ModelSummary, StepRecord, Summary, summarise
 
 
@@ -183,6 +183,14 @@ class Run:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
         return list(self.serve(progress))
 
+    def train(self, request: Request, previous: Path | None) -> Cost:
+        """Train the step of `request` on top of the weights `previous` (None: the base model), and judge nothing: the step
+        stays open. This is what `expunge bench speed` times; `serve` is what serves a request.
+        """
+        with self.directory.locked():
+            forgotten = {int(r.id): r.concepts for r in self.requests if r.id < request.id}
+            return train_alone(self._workshop(lambda _: None), request, previous, forgotten)
+
     # -- decisions ------------------------------------------------------------------------------------------------
 
     def accept(self, step: int, *, by: str, reason: str) -> None:
@@ -246,10 +254,13 @@ class Run:
 
     def _workshop(self, progress: ProgressCallback) -> Workshop:
         progress(Progress(0, "load", 0, 1))
+        backbone = self._load()
+        if self.config.train.engine == "reference":
+            reference.default_layout(backbone)
         return Workshop(
             directory=self.directory,
             config=self.config,
-            backbone=self._load(),
+            backbone=backbone,
             stored=backbones.stored_denoiser(self._folder),
             source=self.source,
             protocol=self.protocol,

@@ -8,8 +8,6 @@ What is on disk is not done again, so a step that was interrupted anywhere goes 
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,15 +19,17 @@ import torch
 from torch import Tensor
 
 from expunge import seeds
-from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.backbones import Backbone, Evaluations
 from expunge.concepts import Concept, Request
 from expunge.engine import StepLog, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, forget_rows, metrics, retention_rows
 from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
+from expunge.memory import held_bytes, peak_memory
 from expunge.methods import StepContext
 from expunge.prompts import PromptSource
+from expunge.reference import PREDICTORS
 from expunge.stream import gate
 from expunge.stream.config import RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory, digest_images, now, write_images, write_table
@@ -182,15 +182,36 @@ def base_judgements(shop: Workshop, concepts: Sequence[Concept], level: str) -> 
     return have
 
 
-def peak_memory() -> int:
-    """Most bytes that were resident at once: on the GPU where there is one, else of this process since it started."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 # -- training ---------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the training part of a step took.
+
+    Attributes:
+        held: bytes of the tensors that were held, by what they are (docs/performance.md).
+        artifact: bytes of the weights file.
+    """
+
+    seconds: Seconds
+    evaluations: EvaluationCounts
+    held: Mapping[str, int]
+    artifact: int
+
+
+def train_alone(
+    shop: Workshop, request: Request, previous: Path | None, forgotten: Mapping[int, Sequence[Concept]]
+) -> Cost:
+    """The training part of `serve`, from choosing prompts to the weights file."""
+    step = shop.directory.step(int(request.id))
+    step.state.mkdir(parents=True, exist_ok=True)
+    clock = _Clock(step)
+    held = _train(shop, request, step, previous, forgotten, clock)
+    step.forget_state()
+    counts = clock.counts()
+    evaluations = EvaluationCounts(forward=counts.forward, backward=counts.backward)
+    return Cost(clock.seconds(), evaluations, held, step.weights.stat().st_size)
 
 
 def _train(
@@ -200,12 +221,14 @@ def _train(
     previous: Path | None,
     forgotten: Mapping[int, Sequence[Concept]],
     clock: _Clock,
-) -> None:
+) -> dict[str, int]:
+    """Train and save; the bytes of the tensors that were held meanwhile."""
     config, backbone = shop.config, shop.backbone
     method = config.build_method()
     counts = Evaluations()
     shop.put(None if method.teacher == "base" else previous)
-    teacher = Predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
+    predictor = PREDICTORS[config.train.engine]
+    teacher = predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
     shop.put(previous)
     context = StepContext(
         backbone=backbone,
@@ -231,13 +254,13 @@ def _train(
         shop.progress(Progress(step.index, "train", entry.step, config.train.steps, entry.losses))
 
     with clock.measured("train", counts):
-        train(
+        kept = train(
             backbone,
             teacher,
             method,
             state,
             config.build_constraints(),
-            {name: value.float() for name, value in shop.stored.items()},
+            shop.stored,
             config.train,
             seed=context.seed,
             checkpoint=step.state,
@@ -245,16 +268,33 @@ def _train(
             evaluations=counts,
             on_step=on_step,
         )
+    held = held_bytes(
+        {
+            "student": backbone.denoiser,
+            "teacher": teacher.denoiser,
+            "adapters": kept.parameters,
+            "moments": kept.moments,
+            "base model as stored": shop.stored,
+            "anchors": kept.anchors,
+            "prompts and replay": state,
+            "encoders": backbone.pipeline.components,
+        }
+    )
+    held["gradients"] = sum(p.nbytes for p in kept.parameters.values())
+    del kept
     with clock.measured("save"):
         _save(shop, step, previous)
+    return held
 
 
 def _ranked(directory: RunDirectory, accepted: Sequence[int]) -> dict[str, list[str]]:
     """Names near each concept of the steps that led here, as the latest of them ranked them."""
+    earlier = [directory.step(index).choices for index in accepted]
     return {
         concept: list(near)
-        for index in accepted
-        for concept, near in read_json(directory.step(index).choices).get("neighbours", {}).items()
+        for path in earlier
+        if path.exists()
+        for concept, near in read_json(path).get("neighbours", {}).items()
     }
 
 

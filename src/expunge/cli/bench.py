@@ -1,0 +1,135 @@
+"""`expunge bench FILE`: experiments as files. `expunge bench speed`: the two engines timed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from expunge.cli.shared import Set, changes_of, console, quiet, sentences
+from expunge.errors import ExpungeError
+
+if TYPE_CHECKING:
+    from expunge.benchmark import Experiment
+    from expunge.reference import EngineName
+
+MATCHED_UA = 0.95
+"""The unlearning accuracy at which curves over a knob are compared."""
+
+
+class _FileByDefault(TyperGroup):
+    """`bench FILE` means `bench experiment FILE`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = not args or args[0] in self.commands or args[0] in ("--help", "-h")
+        return super().parse_args(ctx, args if named else ["experiment", *args])
+
+
+app = typer.Typer(
+    cls=_FileByDefault,
+    no_args_is_help=True,
+    help="Serve the experiment of a FILE (`bench FILE`), or time the two engines (`bench speed`).",
+)
+
+
+@app.command("experiment")
+def experiment_file(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="An experiment file, e.g. benchmarks/ablation/main.toml.")
+    ],
+    only: Annotated[list[str], typer.Option(metavar="VARIANT", help="Serve this variant alone (repeatable).")] = [],  # noqa: B006
+    seed: Annotated[list[int], typer.Option(help="Serve this seed alone (repeatable).")] = [],  # noqa: B006
+    work: Annotated[Path, typer.Option(help="Folder of unfinished runs.")] = Path("runs/bench"),
+    write: Annotated[
+        Path | None, typer.Option(help="Serve nothing: write table and figures of the results so far into this folder.")
+    ] = None,
+) -> None:
+    """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
+    with sentences():
+        quiet()
+        from expunge.benchmark import Experiment, last_steps, serve_variant
+        from expunge.cli.progress import RunProgress
+        from expunge.cli.tables import experiment_table
+
+        experiment, results = Experiment.read(file), file.with_suffix("")
+        if write is not None:
+            _write_experiment(experiment, results, write / file.stem)
+            return
+        for number in seed or experiment.seeds:
+            for name in only or experiment.variants:
+                with RunProgress(console) as progress:
+                    serve_variant(experiment, name, number, results, work / file.stem, progress)
+                console.print(f"{name}, seed {number}: done", highlight=False)
+        console.print(experiment_table(last_steps(results)))
+
+
+@app.command()
+def speed(
+    requests: Annotated[
+        int, typer.Option(min=1, help="Requests of the protocol to time, each under both engines.")
+    ] = 6,
+    protocol: Annotated[str, typer.Option(help="A built-in protocol or a TOML file.")] = "iconworld-dev-a",
+    preset: Annotated[str, typer.Option(help="A preset's name, or a TOML file.")] = "lacu-iconworld",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    reference_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the reference alone.")] = None,
+    fast_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the fast engine alone.")] = None,
+    assignments: Set = [],  # noqa: B006 - typer copies it
+    out: Annotated[Path | None, typer.Option(help="Results file; benchmarks/speed/results/PROTOCOL.json.")] = None,
+    work: Annotated[Path, typer.Option(help="Folder of the two engines' runs, one for each results file.")] = Path(
+        "runs/speed"
+    ),
+    force: Annotated[bool, typer.Option("--force", help="Time although something else is running.")] = False,
+) -> None:
+    """Time the published loop (train.engine=reference) and the fast engine in turn, from the same weights."""
+    with sentences("the same command goes on after the last pair that was timed."):
+        quiet()
+        from expunge.benchmark import speed as timing
+        from expunge.cli.tables import speed_table
+
+        given: dict[EngineName, int | None] = {"reference": reference_steps, "fast": fast_steps}
+        plan = timing.Plan(
+            preset=preset,
+            protocol=protocol,
+            seed=seed,
+            changes=changes_of(assignments),
+            steps={engine: steps for engine, steps in given.items() if steps is not None},
+        )
+        target = out or Path("benchmarks/speed/results") / f"{Path(protocol).stem}.json"
+
+        def say(request: int, engine: EngineName) -> None:
+            console.print(f"request {request}, {engine} ...", highlight=False)
+
+        results = timing.measure(plan, requests, target, work / target.stem, force=force, progress=say)
+        console.print(speed_table(results))
+        for caveat in results.caveats:
+            console.print(caveat, style="yellow", highlight=False)
+        console.print(f"{target}", highlight=False)
+
+
+def _write_experiment(experiment: Experiment, results: Path, stem: Path) -> None:
+    """`STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`."""
+    from expunge.benchmark import at_matched_forgetting, figures, last_steps, markdown
+    from expunge.files import write_text
+
+    table = last_steps(results)
+    if table.empty:
+        raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
+    notes = {name: variant.note for name, variant in experiment.variants.items()}
+    table = table[table["variant"].isin(list(notes))]
+    shown = [name for name in notes if name in set(table["variant"])]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
+    figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
+    figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
+    if any("@" in name for name in shown):
+        figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
+        for metric in ("ira", "cra"):
+            found = at_matched_forgetting(table, metric, MATCHED_UA).groupby("family", sort=False)[metric]
+            for family, values in found:
+                read = (
+                    f"{values.mean():.3f} (seeds {values.count()})" if values.count() else "not reached, or never below"
+                )
+                console.print(f"{family}: {metric.upper()} at UA {MATCHED_UA}: {read}", highlight=False)
+    console.print(f"Written: {stem}-*", highlight=False)

@@ -1,0 +1,95 @@
+"""The published loop, as a baseline: `train.engine = "reference"`.
+
+Same rows, losses and optimizer as the engine `fast`; what differs is what they cost. As the published code does,
+
+    replay       every row's latent is sampled anew, by 20 DDIM steps, inside the loop
+    arithmetic   teacher and student in fp32, the denoiser in the default memory layout
+    passes       student and teacher are evaluated for each loss apart
+    prompts      encoded wherever they are used: five passes of the text encoder in a micro-batch of two losses
+    scoring      one latent and one prompt at a time; the source prompt, like each candidate, once per draw
+    L2           a term of every micro-batch's loss, its gradient by autograd
+
+Source: the reference code of arXiv 2512.02657, ECCV version (train.py, model_score_map_gen.py, retain_prompt_gen.py).
+docs/performance.md says what of it is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from expunge.backbones import Asked, Backbone, Conditioning, Predictor, Prompts
+from expunge.methods import GradientMethod, Position, Record, StepContext
+from expunge.methods.base import TeacherName
+
+EngineName = Literal["fast", "reference"]
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "train": {"precision": "fp32", "stop": None},
+    "replay": {"source": "fresh", "steps": 20, "solver": "published", "batch_size": 1},
+}
+"""{section of run.toml: fields that `reference` fixes, whatever a preset says}"""
+
+
+@dataclass(frozen=True)
+class EncodedOnUse:
+    """Prompts that go through the text encoder whenever rows of them are asked for."""
+
+    backbone: Backbone
+    prompts: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, rows: Tensor, /) -> Conditioning:
+        return self.backbone.encode([self.prompts[row] for row in rows.tolist()])
+
+
+@dataclass(frozen=True)
+class SeparatePasses(Predictor):
+    """Encodes prompts on use, and evaluates the rows of each loss apart."""
+
+    def encode(self, prompts: Sequence[str]) -> Prompts:
+        return EncodedOnUse(self.backbone, prompts)
+
+    def each(self, parts: Sequence[Asked]) -> list[Tensor]:
+        return [self(*part) for part in parts]
+
+
+PREDICTORS: dict[EngineName, type[Predictor]] = {"fast": Predictor, "reference": SeparatePasses}
+"""How the networks of a step are evaluated."""
+
+
+class Regularized(GradientMethod[Any, Any]):
+    """`method` with the constraints' penalty as one more loss, whose gradient autograd takes in every micro-batch."""
+
+    def __init__(self, method: GradientMethod[Any, Any], penalty: Callable[[], Tensor]) -> None:
+        super().__init__(method.config)
+        self._method, self._penalty = method, penalty
+
+    @property
+    def teacher(self) -> TeacherName:
+        return self._method.teacher
+
+    @property
+    def weights(self) -> Mapping[str, float]:
+        return {**self._method.weights, "regularize": 1.0}
+
+    def prepare(self, context: StepContext) -> tuple[Any, Record]:
+        return self._method.prepare(context)
+
+    def batch(self, state: Any, position: Position, student: Predictor) -> Any:
+        return self._method.batch(state, position, student)
+
+    def losses(self, batch: Any, student: Predictor, teacher: Predictor, state: Any) -> Mapping[str, Tensor]:
+        return {**self._method.losses(batch, student, teacher, state), "regularize": self._penalty()}
+
+
+def default_layout(backbone: Backbone) -> Backbone:
+    """`backbone` with its denoiser in the memory layout that Diffusers loads it in."""
+    backbone.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return backbone

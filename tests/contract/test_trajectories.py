@@ -1,0 +1,87 @@
+"""Replay of whole trajectories: the rows, and the teacher's predictions kept beside them, on every family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.engine import StepLog
+from expunge.errors import ExpungeError
+from expunge.methods import METHODS, Position
+from expunge.methods.resteering import Resteering, State
+from expunge.replay import ReplayConfig, Trajectories
+from expunge.stream import preset
+from steps import SMALL, context, run_step
+
+REPLAY = ReplayConfig(source="trajectory", steps=4, forget_latents=2, retain_latents=1, batch_size=4)
+
+
+def _prepared(backbone: Backbone, **changes: Any) -> tuple[Resteering, State, Predictor]:
+    step = context(backbone, replay=changes.pop("replay", REPLAY))
+    cls = METHODS["dfr"]
+    method: Any = cls(cls.Config(**{**SMALL["dfr"], **changes}))
+    return method, method.prepare(step)[0], step.teacher
+
+
+def test_recorded_targets_are_what_the_teacher_would_say(backbone: Backbone) -> None:
+    method, state, teacher = _prepared(backbone)
+    student = Predictor(backbone, backbone.denoiser, Evaluations())
+    batch = method.batch(state, Position(1), student)
+    asked = teacher.evaluations.forward
+    recorded = method.losses(batch, student, teacher, state)
+    assert teacher.evaluations.forward == asked  # nobody asks it in training
+    for name, term in state.terms.items():
+        rows = batch[term.role]
+        assert rows.places is not None
+        # Which of several targets a point drew is not in the batch: one of them must be it.
+        among = [
+            teacher(rows.latents, rows.t, term.targets[rows.prompts * term.targets_each + i])
+            for i in range(term.targets_each)
+        ]
+        apart = torch.stack([(state.targets[name][rows.places] - t).abs().amax((1, 2, 3)) for t in among])
+        scale = state.targets[name].abs().max()
+        assert (apart.amin(0) < 1e-4 * scale).all(), name
+        if term.targets_each > 1:
+            assert (apart.amax(0) > 1e-3 * scale).any()  # the targets differ, so this could have failed
+    assert float(recorded["preserve"]) < 1e-8 < float(recorded["unlearn"])  # the student is still the teacher
+
+
+def test_points_lie_on_the_way_and_are_drawn_once_before_any_comes_again(backbone: Backbone) -> None:
+    _, state, _ = _prepared(backbone, t_min=100, t_max=800)
+    points = state.replays["forget"]
+    assert isinstance(points, Trajectories)
+    low, high = backbone.network_time(torch.tensor([100, 800])).tolist()
+    assert ((points.t >= low) & (points.t <= high)).all()
+    assert len(points.t.unique()) > REPLAY.steps  # of more than one grid
+    everything = torch.cat([points.draw(i, 1) for i in range(len(points.t))])
+    assert sorted(everything.tolist()) == list(range(len(points.t)))
+    assert points.draw(0, 8).tolist() == everything[:8].tolist()
+    assert everything.tolist() != points.draw(len(points.t), len(points.t)).tolist()
+    with pytest.raises(ExpungeError, match="No step of a trajectory"):
+        _prepared(backbone, t_min=3, t_max=4)
+
+
+def test_an_interrupted_step_ends_with_the_same_bits_and_samples_nothing_twice(
+    fresh_backbone: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"served": {"replay": REPLAY}, "steps": 6, "checkpoint_steps": 2}
+    whole = run_step(fresh_backbone(), tmp_path / "whole", **settings)
+
+    def interrupt(entry: StepLog) -> None:
+        if entry.step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_step(fresh_backbone(), tmp_path / "broken", on_step=interrupt, **settings)
+    resumed = run_step(fresh_backbone(), tmp_path / "broken", **settings)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_rule_to_stop_needs_rows_that_training_does_not_see() -> None:
+    with pytest.raises(ExpungeError, match="keeps no rows that training does not see"):
+        preset("anchored-iconworld", {"replay": {"source": "trajectory"}, "train": {"stop": {}}})
