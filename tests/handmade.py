@@ -101,6 +101,7 @@ def add_step(
         gate=checks,
         attempts=[Attempt(strength=1.0, gate=checks, then="no attempt is left")],
         files=step.digests(),
+        pictures=digest_images(step.images, table),
         finished_at="2026-02-03T04:05:06+00:00",
     )
     write_json(step.record, record.model_dump(mode="json", by_alias=True))

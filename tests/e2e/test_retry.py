@@ -8,12 +8,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_kill import _kill_when, _lines
 
 from expunge import Run
 from expunge.files import digest_file
 from expunge.stream import verify
-from runs import FAST, command, expunge
+from runs import FAST, command, count_lines, expunge, kill_when
 
 FAILING = (*FAST, "--set", "gate.forget=1.0")
 """Six optimizer steps forget nothing, so both attempts miss this gate."""
@@ -71,9 +70,9 @@ def test_a_retry_that_was_killed_ends_with_the_same_bits(rejected: Path, tmp_pat
     arguments = command("run", run, "panda", *FAILING)
     for reached in (
         lambda run: (run / "steps/0001/attempt.json").exists(),
-        lambda run: (run / "steps/0001.replaced-1").exists() and _lines(run / "steps/0001/train.jsonl") >= 3,
+        lambda run: (run / "steps/0001.replaced-1").exists() and count_lines(run / "steps/0001/train.jsonl") >= 3,
     ):
-        _kill_when(arguments, run, reached)
+        kill_when(arguments, run, reached)
         arguments = command("resume", run)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -201,7 +201,7 @@ def verify(
         if found.problems:
             raise Tampered("\n".join(found.problems))
         console.print(
-            f"{found.events} events and {found.steps} steps: every file is what the events say.\n"
+            f"{found.events} events, {found.steps} step{'s' if found.steps != 1 else ''}: every file is what the events say.\n"
             f"Current model: {found.weights or 'the base model'}\nHead: {found.head}",
             highlight=False,
             soft_wrap=True,

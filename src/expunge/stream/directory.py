@@ -64,10 +64,9 @@ class StepDirectory:
         return record
 
     def digests(self) -> dict[str, str]:
-        """Digests of what a step leaves, beside its record."""
+        """Digests of the files that a step leaves, beside its record and the pictures."""
         files = (self.prompts, self.choices, self.log, self.weights, self.judgements)
-        pictures = digest_images(self.images, pd.read_parquet(self.judgements))
-        return {**{p.name: digest_file(p) for p in files if p.exists()}, "images": pictures}
+        return {p.name: digest_file(p) for p in files if p.exists()}
 
     def forget_state(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)

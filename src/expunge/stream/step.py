@@ -144,6 +144,7 @@ def serve(
         gate=checks,
         attempts=[*attempts, Attempt(strength=strength, gate=checks, then=then)],
         files=step.digests(),
+        pictures=digest_images(step.images, after),
         finished_at=now(),
     )
     # The event is what makes it so: a process that is killed between the two writes the record again.

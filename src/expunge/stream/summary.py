@@ -128,6 +128,8 @@ class StepRecord(StepSummary):
         previous: digest of the weights file that the step began with, or of the base model.
         gate: checks of the attempt whose files these are, the last one.
         attempts: all attempts, in order; seconds and evaluations are theirs together.
+        files: {name: digest} of the step's files.
+        pictures: digest of the pictures that were kept.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
@@ -137,6 +139,7 @@ class StepRecord(StepSummary):
     gate: list[Check]
     attempts: list[Attempt] = []
     files: dict[str, str]
+    pictures: str = ""
     finished_at: str
 
 

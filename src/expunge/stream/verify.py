@@ -170,14 +170,12 @@ class _Verification:
     def _files(self, step: StepDirectory, record: StepRecord) -> Iterator[str]:
         where = f"steps/{step.path.name}"
         for name, digest in record.files.items():
-            if name == "images":
-                continue
             if not (step.path / name).exists():
                 yield f"{where}/{name} is missing."
             elif digest_file(step.path / name) != digest:
                 yield f"{where}/{name} is not what the step left: it was edited."
         judged = step.judgements.exists() and digest_file(step.judgements) == record.files[step.judgements.name]
-        if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.files["images"]:
+        if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.pictures:
             yield f"{where}/images: a picture was edited or deleted."
 
     def _places(self, found: Mapping[int, Sequence[StepDirectory]]) -> Iterator[str]:
