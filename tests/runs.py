@@ -21,7 +21,7 @@ FAST = (
     "--set", "method.retain_prompts=8", "--set", "method.retain_draws=1", "--set", "method.again_prompts=2",
     "--set", "replay.forget_latents=2", "--set", "replay.retain_latents=1", "--set", "replay.steps=2",
     "--set", "train.steps=6", "--set", "train.batch_size=2", "--set", "train.checkpoint_steps=2",
-    "--set", "train.precision=fp32", "--set", "evaluate.precision=fp32",
+    "--set", 'train.precision="fp32"', "--set", 'evaluate.precision="fp32"',
     "--set", "gate.forget=0", "--set", "gate.max_ira_drop=1", "--set", "gate.max_cra_drop=1",
     "--set", "gate.max_context_drop=1", "--set", "gate.max_collapsed=1",
 )  # fmt: skip

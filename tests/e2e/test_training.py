@@ -17,8 +17,8 @@ from runs import FAST, expunge
 def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run"
     rule = "{check_every = 2, patience = 1, tolerance = 10, batches = 1}"  # any second check is close enough
-    settings = ("--set", "train.parameters=lora", "--set", f"train.stop={rule}", "--set", "train.warmup_steps=2")
-    expunge("run", path, "panda", *FAST, *settings)
+    settings = ("train.parameters=lora", f"train.stop={rule}", "train.warmup_steps=2", "replay.source=bank")
+    expunge("run", path, "panda", *FAST, *(part for setting in settings for part in ("--set", setting)))
 
     step = path / "steps" / "0001"
     log = [json.loads(line) for line in (step / "train.jsonl").read_text().splitlines()]

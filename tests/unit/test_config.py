@@ -79,7 +79,7 @@ def test_everything_is_written_out_so_that_a_run_does_not_depend_on_defaults() -
         ({"train": {"steps": 0}}, "train.steps"),
         ({"train": {"learning_rate": -1}}, "train.learning_rate"),
         ({"constraints": [{"name": "l3"}]}, "no constraint 'l3'"),
-        ({"replay": {"source": "buffer"}}, "'bank' or 'fresh'"),
+        ({"replay": {"source": "buffer"}}, "'bank', 'fresh' or 'trajectory'"),
         ({"prompts": {"source": "foldr"}}, "a source of prompts is 'vocabulary', 'folder' or 'llm'"),
         ({"prompts": {"source": "folder"}}, "prompts.folder.folder: Field required"),
         ({"prompts": {"source": "folder", "folder": "x", "model": "y"}}, "no field 'prompts.folder.model'"),
