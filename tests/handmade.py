@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
-from expunge.files import append_line, write_json
-from expunge.stream.directory import RunDirectory, write_images, write_table
-from expunge.stream.summary import Check, EvaluationCounts, Seconds, StepRecord, Training, measure
+from expunge.files import append_line, digest_file, save_tensors, write_json, write_text
+from expunge.stream import preset
+from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
+from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
 
 FOX = Concept(name="fox")
 PERSON = Concept(name="Zelda Quixote", kind="person", aliases=("Quixotina",))
 NEON = Concept(name="neon", kind="style")
 SANTA = Concept(name="santa", kind="character")
 KNOWN = [FOX.name, PERSON.name, NEON.name, SANTA.name]
+MODEL = "sha256:0123456789abcdef"
 DRIFT = {"image_drift": None, "weight_drift": Value(value=0.01, low=0.01, high=0.01, n=1000)}
 
 
@@ -64,14 +68,24 @@ def judgements(model: int, gone: Sequence[str], side: int = 0) -> tuple[pd.DataF
 
 
 def add_step(
-    directory: RunDirectory, request: Request, base: pd.DataFrame, gone: list[str], checks: list[Check], side: int = 0
+    directory: RunDirectory,
+    request: Request,
+    base: pd.DataFrame,
+    gone: list[str],
+    checks: list[Check],
+    side: int = 0,
+    previous: int = 0,
 ) -> None:
+    """A step that began with the model of step `previous`, and shows everything but what is in `gone`."""
     step = directory.step(int(request.id))
+    directory.add_event("started", step=step.index)
     table, images = judgements(step.index, gone, side)
     write_images(step.images, images, table, [row for row in images if row[-1] in "012"])
     write_table(step.judgements, table)
     for i in range(1, 6):
         append_line(step.log, f'{{"step": {i}, "losses": {{"unlearn": {1 / i}, "preserve": {0.1 if i > 1 else 0}}}}}')
+    weights = directory.step(previous).weights if previous else None
+    save_tensors(step.weights, {"w": torch.tensor([float(step.index), side])})
     record = StepRecord(
         index=step.index,
         request=request.id,
@@ -82,9 +96,40 @@ def add_step(
         evaluations=EvaluationCounts(forward=1234, backward=567),
         metrics=measure(base, table, gone, KNOWN, DRIFT),
         level="between",
+        previous=digest_file(weights) if weights else MODEL,
         training=Training(steps=5, stopped="steps", forget=None, retain=None),
         gate=checks,
-        files={},
+        attempts=[Attempt(strength=1.0, gate=checks, then="no attempt is left")],
+        files=step.digests(),
+        pictures=digest_images(step.images, table),
         finished_at="2026-02-03T04:05:06+00:00",
     )
     write_json(step.record, record.model_dump(mode="json", by_alias=True))
+    directory.add_event(record.status, step=step.index, record=digest_file(step.record))
+
+
+def begin(path: Path, *concepts: Concept) -> tuple[RunDirectory, pd.DataFrame]:
+    """A run of the preset lacu-iconworld that was asked to forget `concepts`, one request each; judgements of its base."""
+    directory = RunDirectory(path)
+    write_text(directory.config, preset("lacu-iconworld").frozen(MODEL).to_toml())
+    directory.add_event("created", config=digest_file(directory.config), model=MODEL, name="iconworld-1")
+    for i, concept in enumerate(concepts, 1):
+        directory.add_request(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
+    base, images = judgements(0, [])
+    write_images(directory.base_images, images, base, list(images))
+    pictures = digest_images(directory.base_images, base)
+    write_table(
+        directory.base_judgements,
+        base,
+        lambda digest: directory.add_event("measured", judgements=digest, images=pictures),
+    )
+    return directory, base
+
+
+def check(name: str, value: float | None, limit: float) -> Check:
+    """One check of the gate; `name` is that of a check, or "ua of CONCEPT"."""
+    name, _, concept = name.partition(" of ")
+    at_least = name == "ua"
+    passed = value is not None and (value >= limit if at_least else value <= limit)
+    fields = {"name": name, "concept": concept or None, "value": value, "threshold": limit}
+    return Check.model_validate({**fields, "at_least": at_least, "passed": passed})

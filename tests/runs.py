@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from typer.testing import CliRunner
@@ -19,6 +23,7 @@ FAST = (
     "--set", "train.steps=6", "--set", "train.batch_size=2", "--set", "train.checkpoint_steps=2",
     "--set", 'train.precision="fp32"', "--set", 'evaluate.precision="fp32"',
     "--set", "gate.forget=0", "--set", "gate.max_ira_drop=1", "--set", "gate.max_cra_drop=1",
+    "--set", "gate.max_context_drop=1", "--set", "gate.max_collapsed=1",
 )  # fmt: skip
 """Options of `expunge run` that make it fast, and let every step pass its gate: six steps forget nothing."""
 
@@ -41,3 +46,19 @@ def process(*arguments: str | Path) -> None:
     done = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def count_lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def kill_when(arguments: list[str], run: Path, reached: Callable[[Path], bool]) -> None:
+    """Start a command and send it SIGKILL as soon as `reached(run)`."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not reached(run):
+        assert process.poll() is None, "the process ended before the moment came"
+        assert time.monotonic() < deadline, "the moment never came"
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL

@@ -18,6 +18,12 @@ class GateFailed(ExpungeError):
     exit_code = 1
 
 
+class Tampered(ExpungeError):
+    """A run's files are not what its events say."""
+
+    exit_code = 1
+
+
 class Interrupted(ExpungeError):
     """Work stopped half-way on request; `expunge resume` goes on from the last checkpoint."""
 

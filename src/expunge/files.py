@@ -41,8 +41,13 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def json_text(value: Any) -> str:
+    """JSON for people: what `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json_text(value))
 
 
 def read_json(path: Path) -> Any:
@@ -73,7 +78,7 @@ def read_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     data = path.read_bytes()
-    return data[: data.rfind(b"\n") + 1].decode().splitlines()
+    return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
 
 
 def canonical_json(value: Any) -> str:

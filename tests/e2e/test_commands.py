@@ -80,7 +80,7 @@ def test_the_events_are_a_chain(finished_run: Path) -> None:
     lines = (finished_run / "events.jsonl").read_text().splitlines()
     events = [json.loads(line) for line in lines]
     assert [e["event"] for e in events] == [
-        "created", "requested", "requested", "started", "accepted", "started", "accepted",
+        "created", "requested", "requested", "started", "measured", "accepted", "started", "measured", "accepted",
     ]  # fmt: skip
     assert [e["previous"] for e in events[1:]] == [digest_bytes(line.encode()) for line in lines[:-1]]
     assert {e["prompts"] for e in events if e["event"] == "accepted"} == {iconworld.vocabulary().digest}
@@ -163,7 +163,7 @@ def test_wrong_use_is_answered_with_a_sentence_and_nothing_is_made(
 
 def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(tmp_path: Path) -> None:
     output = expunge("run", tmp_path / "run", "panda", *FAST, "--set", "gate.forget=1.0", code=1)
-    assert "did not pass the gate (ua of panda is" in output
+    assert "did not pass the gate: UA of panda is" in output
     run = package.Run(tmp_path / "run")
     assert [r.status for r in run.records] == ["rejected"]
     assert run.current_weights is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import time
@@ -13,31 +12,15 @@ import pandas as pd
 import pytest
 
 from expunge.files import digest_file
-from runs import FAST, command, expunge, process
-
-
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
+from runs import FAST, command, count_lines, expunge, kill_when, process
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
     "while latents are replayed": lambda run: (run / "steps/0001/state/replay-forget.safetensors").exists(),
-    "inside training, after a checkpoint": lambda run: _lines(run / "steps/0001/train.jsonl") >= 3,
+    "inside training, after a checkpoint": lambda run: count_lines(run / "steps/0001/train.jsonl") >= 3,
     "after the weights, before the judgements": lambda run: (run / "steps/0001/weights.safetensors").exists(),
     "between the steps": lambda run: (run / "steps/0001/step.json").exists(),
-    "inside the second step": lambda run: _lines(run / "steps/0002/train.jsonl") >= 5,
+    "inside the second step": lambda run: count_lines(run / "steps/0002/train.jsonl") >= 5,
 }
-
-
-def _kill_when(arguments: list[str], run: Path, reached: Callable[[Path], bool]) -> None:
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
-    while not reached(run):
-        assert process.poll() is None, "the process ended before the moment came"
-        assert time.monotonic() < deadline, "the moment never came"
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
@@ -45,7 +28,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path,
     run = tmp_path / "killed"
     arguments = command("run", run, "panda", "mosaic", *FAST)
     for reached in MOMENTS.values():
-        _kill_when(arguments, run, reached)
+        kill_when(arguments, run, reached)
         arguments = command("resume", run)
     process("resume", run)
     for step in ("0001", "0002"):
@@ -58,7 +41,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path,
 def test_an_interrupt_from_the_keyboard_leaves_a_run_to_resume(tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(command("run", run, "panda", *FAST), stderr=subprocess.PIPE, text=True)
-    while _lines(run / "steps/0001/train.jsonl") < 1:
+    while count_lines(run / "steps/0001/train.jsonl") < 1:
         assert process.poll() is None, "the process ended too early"
         time.sleep(0.005)
     process.send_signal(signal.SIGINT)

@@ -33,8 +33,15 @@ from expunge.evaluation import Protocol
 from expunge.stream import PRESETS, Run
 from expunge.stream.step import ProgressCallback
 
-OPEN_GATE = {"forget": 0.0, "max_ira_drop": 1.0, "max_cra_drop": 1.0}
-"""Nothing is rejected in an experiment: what a variant does is what is measured."""
+OPEN_GATE = {
+    "enforce": False,
+    "forget": 0.0,
+    "max_ira_drop": 1.0,
+    "max_cra_drop": 1.0,
+    "max_context_drop": 1.0,
+    "max_collapsed": 1.0,
+}
+"""Nothing is rejected in an experiment, not even what could not be measured: what a variant does is what is measured."""
 
 
 class Variant(BaseModel):

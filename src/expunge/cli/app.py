@@ -1,7 +1,8 @@
-"""The commands. Exit codes: 0 done, 1 a gate failed, 2 bad usage or input, 3 interrupted (resumable)."""
+"""The commands. Exit codes: 0 done, 1 a gate or a verification failed, 2 bad usage or input, 3 interrupted (resumable)."""
 
 from __future__ import annotations
 
+from getpass import getuser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from expunge.cli import bench
 from expunge.cli.shared import Set, changes_of, console, quiet, sentences
-from expunge.errors import ExpungeError, GateFailed
+from expunge.errors import ExpungeError, GateFailed, Tampered
 
 if TYPE_CHECKING:
     from expunge.stream import Run
@@ -24,6 +25,9 @@ app.add_typer(bench.app, name="bench")
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")]
 Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts to forget, one request each.")]
+StepNumber = Annotated[int, typer.Argument(metavar="STEP", min=0, help="Its number, which is that of its request.")]
+Reason = Annotated[str, typer.Option(help="Why; kept in the events.")]
+By = Annotated[str, typer.Option(help="Who decides it; kept in the events.", default_factory=getuser)]
 
 
 @app.command()
@@ -143,6 +147,68 @@ def resume(path: RunPath) -> None:
 
 
 @app.command()
+def accept(
+    path: RunPath,
+    step: StepNumber,
+    reason: Annotated[str, typer.Option(help="Why; kept in the events.")],
+    by: By,
+) -> None:
+    """Make the model of a step current that the gate did not let pass."""
+    with sentences():
+        from expunge.stream import Run
+
+        found = Run(path)
+        found.accept(step, by=by, reason=reason)
+        _print_decision(found, f"Step {step} is accepted by hand: its model is current.")
+
+
+@app.command()
+def rollback(path: RunPath, step: StepNumber, by: By, reason: Reason = "") -> None:
+    """Make the model of an earlier STEP current (0: the base model). Steps after it are withdrawn, and not served again."""
+    with sentences():
+        from expunge.stream import Run
+
+        found = Run(path)
+        found.rollback(step, by=by, reason=reason)
+        _print_decision(found, f"The model of step {step} is current." if step else "The base model is current.")
+
+
+@app.command()
+def withdraw(path: RunPath, step: StepNumber, by: By, reason: Reason = "") -> None:
+    """Take back the request of STEP; the later ones are served again, from the step before it."""
+    with sentences():
+        quiet()
+        from expunge.stream import Run
+
+        found = Run(path)
+        found.withdraw(step, by=by, reason=reason)
+        console.print(f"Request {step:04d} is withdrawn.", highlight=False)
+        _serve(found)
+
+
+@app.command()
+def verify(
+    path: RunPath,
+    head: Annotated[
+        str | None, typer.Option(help="A head of the events that was kept elsewhere, e.g. in an export's card.")
+    ] = None,
+) -> None:
+    """Recompute the chain of events and every digest, and whether the current model is what the steps say."""
+    with sentences():
+        from expunge.stream import verify as look
+
+        found = look(path, head)
+        if found.problems:
+            raise Tampered("\n".join(found.problems))
+        console.print(
+            f"{found.events} events, {found.steps} step{'s' if found.steps != 1 else ''}: every file is what the events say.\n"
+            f"Current model: {found.weights or 'the base model'}\nHead: {found.head}",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
 def status(path: RunPath) -> None:
     """List the requests of a run and what became of them."""
     with sentences():
@@ -197,6 +263,7 @@ def generate(
 def _serve(run: Run) -> None:
     from expunge import report as page
     from expunge.cli.progress import RunProgress
+    from expunge.stream import gate
 
     served = []
     with RunProgress(console) as progress:
@@ -209,16 +276,16 @@ def _serve(run: Run) -> None:
     if run.directory.report.exists():
         console.print(f"Pictures and figures: {run.directory.report}", highlight=False)
     if served and served[-1].status == "rejected":
-        failed = [c for c in served[-1].gate if not c.passed]
-        reasons = "; ".join(
-            f"{c.name}{f' of {c.concept}' if c.concept else ''} is "
-            f"{'not measured' if c.value is None else f'{c.value:.2f}'}, the limit is {c.threshold:.2f}"
-            for c in failed
-        )
-        raise GateFailed(
-            f"Step {served[-1].index} did not pass the gate ({reasons}). The model before it stays current. "
-            "Request the concept again in this run, or start a run with another method.strength or train.steps."
-        )
+        raise GateFailed(gate.verdict(served[-1].index, served[-1].attempts, str(run.directory.path)))
+
+
+def _print_decision(run: Run, sentence: str) -> None:
+    from expunge import report as page
+
+    if run.records:
+        page.write(run)
+    _print_status(run)
+    console.print(sentence, highlight=False)
 
 
 def _print_status(run: Run) -> None:

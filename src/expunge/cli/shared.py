@@ -26,7 +26,8 @@ def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkp
     try:
         yield
     except ExpungeError as error:
-        problems.print(str(error), style="bold red" if error.exit_code == 2 else "bold yellow", highlight=False)
+        style = "bold red" if error.exit_code == 2 else "bold yellow"
+        problems.print(str(error), style=style, highlight=False, markup=False)
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
         problems.print(f"Interrupted. Nothing is lost: {resuming}")

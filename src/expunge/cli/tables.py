@@ -31,7 +31,7 @@ def status_table(run: Run) -> Table:
         table.add_column(name)
     for name in ("UA", "context", "IRA", "CRA"):
         table.add_column(name, justify="right")
-    records = {r.request: r for r in run.records}
+    records, history = {r.request: r for r in run.records}, run.history
     if records:
         base = run.summary().base
         table.add_row("", "base model", "", "", _share(base.context), _share(base.ira), _share(base.cra), style="dim")
@@ -39,8 +39,8 @@ def status_table(run: Run) -> Table:
         names = ", ".join(c.name for c in request.concepts)
         record = records.get(request.id)
         if record is None:
-            begun = run.directory.step(int(request.id)).path.exists()
-            table.add_row(request.id, names, "begun" if begun else "open")
+            begun = "begun" if history.at_work == int(request.id) else "open"
+            table.add_row(request.id, names, history.status.get(int(request.id), begun))
             continue
         m = record.metrics
         table.add_row(

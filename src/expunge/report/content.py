@@ -11,11 +11,12 @@ from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Value, metrics
 from expunge.files import read_lines
+from expunge.privacy import PERSON, Names, prompted
 from expunge.report import charts, wording
 from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Unmeasured, metric_rows
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
-from expunge.report.privacy import PERSON, Names, prompted
 from expunge.stream import Check, Run, StepRecord, Summary
+from expunge.stream.history import Decision
 
 _LOSS_CHARTS = 12
 """Steps whose losses are drawn; the latest ones where there are more."""
@@ -138,6 +139,7 @@ class _Gathering:
         self.by_request = {r.request: r for r in self.records}
         self.accepted = [r for r in self.records if r.status == "accepted"]
         self.requests = run.requests
+        self.history = run.history
         directory = run.directory
         self.base = Album(directory.base_judgements, directory.base_images)
         self.albums = {
@@ -221,8 +223,8 @@ class _Gathering:
         return wording.verdict(
             served=len(self.accepted),
             rejected=sum(r.status == "rejected" for r in self.records),
-            withdrawn=sum(r.status == "withdrawn" for r in self.records),
-            waiting=len(self.requests) - len(self.records),
+            withdrawn=sum(status == "withdrawn" for status in self.history.status.values()),
+            waiting=sum(int(r.id) not in self.history.status for r in self.requests),
             forgotten=[(self.names.label(c), self._matrix_value(c, last.index)) for c in self.turn] if last else [],
             ira=last.metrics.ira_difference if last else None,
             cra=last.metrics.cra_difference if last else None,
@@ -264,14 +266,23 @@ class _Gathering:
     def _request(self, request: Request) -> RequestSection:
         record = self.by_request.get(request.id)
         title = self._title(request)
+        index = int(request.id)
+        decision = self.history.decisions.get(index)
+        said = [self._decided(index, decision)] if decision else []
         if record is None:
-            return RequestSection(request.id, title, "waiting", f"received {wording.moment(request.received_at)}")
+            status = "withdrawn" if self.history.status.get(index) == "withdrawn" else "waiting"
+            received = f"received {wording.moment(request.received_at)}"
+            return RequestSection(request.id, title, status, received, notes=tuple(said))
         n = len(self.albums[record.index].rows)
-        notes = []
+        notes = said
         if any(self.names.private(c.name) for c in request.concepts):
             notes.append("Prompts and pictures of a person are not shown.")
         if record.status == "rejected":
             notes.append("The gate did not let this step pass: its model was not taken, and the one before it stays.")
+        if len(record.attempts) > 1:
+            notes.append(self._attempts(record))
+        if record.status == "accepted" and not decision and not all(c.passed for c in record.gate):
+            notes.append("The gate of this run only records: it lets every step pass.")
         if self.setting_problem and not notes:
             notes.append(self.setting_problem)
         return RequestSection(
@@ -286,9 +297,33 @@ class _Gathering:
             more_metrics=metric_rows(MORE, record.metrics),
         )
 
+    def _decided(self, index: int, decision: Decision) -> str:
+        """What a person decided about a step."""
+        if self.history.status.get(index) == "accepted":
+            what = "The gate did not let this step pass; it was accepted by hand"
+        elif decision.undone:
+            what = f"Withdrawn: the run was rolled back to {decision.undone}"
+        else:
+            what = "The request was taken back"
+        why = f": {self.names.text(decision.reason.rstrip('.'))}." if decision.reason else "."
+        return f"{what}, {wording.moment(decision.at)}{why}"
+
+    def _attempts(self, record: StepRecord) -> str:
+        """What was tried before the attempt that is shown. The attempts before the last say why they were not the last."""
+        first = record.attempts[0]
+        missed = [self._check(c) for c in first.gate if not c.passed]
+        failed = wording.listed([f"{row.name} ({row.value}, {row.limit})" for row in missed])
+        return f"A first attempt with strength {first.strength:g} missed {failed}; it was {first.then}."
+
     def _check(self, check: Check) -> CheckRow:
-        title = {"ua": "UA of ", "ira drop": "IRA below base", "cra drop": "CRA below base"}[check.name]
-        unit = "%" if check.at_least else " pt"
+        title = {
+            "ua": "UA of ",
+            "context drop": "Context below base",
+            "ira drop": "IRA below base, upper end",
+            "cra drop": "CRA below base, upper end",
+            "collapsed": "Collapsed, upper end",
+        }[check.name]
+        unit = " pt" if check.name.endswith("drop") else "%"
         known = check.value is not None and math.isfinite(check.value)
         return CheckRow(
             title + (self.names.label(check.concept) if check.concept else ""),
@@ -302,7 +337,8 @@ class _Gathering:
         if self.names.private(concept):
             return []
         album = self.albums[record.index]
-        after = f"after, step {record.index}" + ("" if record.status == "accepted" else ", not taken")
+        outcome = {"accepted": "", "rejected": ", not taken", "withdrawn": ", withdrawn"}[record.status]
+        after = f"after, step {record.index}{outcome}"
         albums = [("before, base model", self.base), (after, album)]
         labels = ("before", f"after step {record.index}")
         strips = [
@@ -376,7 +412,10 @@ class _Gathering:
         if own is not None and record.index == own:
             kind, when = "own", "forgotten at this step"
         elif record.status != "accepted":
-            kind, when = "untaken", "the step was not taken"
+            kind, when = (
+                "untaken",
+                "the step was withdrawn" if record.status == "withdrawn" else "the step was not taken",
+            )
         elif own is None or record.index < own:
             kind, when = "before", "before its turn"
         else:

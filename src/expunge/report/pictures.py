@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
-from expunge.report.privacy import Names
+from expunge.privacy import Names
 from expunge.stream.directory import image_path, read_image
 
 _LARGEST = 256

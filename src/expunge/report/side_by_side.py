@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.audit import Pair, Paired
+from expunge.privacy import Names
 from expunge.report import wording
 from expunge.report.content import Tile
 from expunge.report.measures import METRICS, MetricRow, Unmeasured
 from expunge.report.pictures import Album, Column, Strip, columns, neighbour
-from expunge.report.privacy import Names
 
 MEASURED = ("ua", "context", "ira", "cra")
 """The fields of `Paired`."""

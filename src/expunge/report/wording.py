@@ -129,7 +129,7 @@ def verdict(
     counts += [f"{waiting} waiting"] if waiting else []
     parts = [", ".join(counts)]
     if not served:
-        return f"{parts[0]}; the model is still the base model."
+        return f"{parts[0]}; the model is the base model."
     return "; ".join([*parts, forgetting(forgotten), retention(ira, cra)]) + "."
 
 

@@ -4,11 +4,13 @@ from expunge.stream.config import DEFAULT_PRESET, PRESETS, RunConfig, preset
 from expunge.stream.run import Run, paint_one
 from expunge.stream.step import Progress
 from expunge.stream.summary import Check, StepRecord, Summary, summary_schema
+from expunge.stream.verify import Findings, verify
 
 __all__ = [
     "DEFAULT_PRESET",
     "PRESETS",
     "Check",
+    "Findings",
     "Progress",
     "Run",
     "RunConfig",
@@ -17,4 +19,5 @@ __all__ = [
     "paint_one",
     "preset",
     "summary_schema",
+    "verify",
 ]

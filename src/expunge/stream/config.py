@@ -83,16 +83,27 @@ class EvaluateConfig(_Strict):
 
 
 class GateConfig(_Strict):
-    """What a step must reach before its model replaces the previous one.
+    """What a step must reach before its model replaces the previous one (docs/runs.md says why these defaults).
 
     Attributes:
         forget: least unlearning accuracy, for every concept forgotten so far.
-        max_ira_drop, max_cra_drop: most that retain accuracy may lie below the base model's.
+        max_ira_drop, max_cra_drop: most that retain accuracy may lie below the base model's, at the end of the 95 % interval
+            that is worse.
+        max_context_drop: most that context may lie below the base model's.
+        max_collapsed: largest share of collapsed pictures, at the upper end of its interval.
+        retries: how often a step that does not pass is trained anew, with another strength.
+        retry_factor: by how much the strength is multiplied where too little was forgotten, divided where too much was lost.
+        enforce: false lets every step pass; what it missed is recorded all the same.
     """
 
     forget: float = Field(0.9, ge=0, le=1)
-    max_ira_drop: float = Field(0.1, ge=0, le=1)
-    max_cra_drop: float = Field(0.1, ge=0, le=1)
+    max_ira_drop: float = Field(0.15, ge=0, le=1)
+    max_cra_drop: float = Field(0.15, ge=0, le=1)
+    max_context_drop: float = Field(0.2, ge=0, le=1)
+    max_collapsed: float = Field(0.05, ge=0, le=1)
+    retries: int = Field(1, ge=0, le=1)
+    retry_factor: float = Field(1.5, gt=1)
+    enforce: bool = True
 
 
 class RunConfig(TomlConfig):
@@ -141,6 +152,14 @@ class RunConfig(TomlConfig):
                 'use "bank" with train.stop'
             )
         return self
+
+    @property
+    def strength(self) -> float | None:
+        """The method's strength; None where it has none."""
+        return self.method.get("strength")
+
+    def with_strength(self, strength: float) -> Self:
+        return self.model_copy(update={"method": {**self.method, "strength": strength}})
 
     def build_method(self) -> GradientMethod[Any, Any]:
         cls = method_class(self.method["name"])

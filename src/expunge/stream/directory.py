@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,7 +20,17 @@ from PIL import Image
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images
-from expunge.files import append_line, canonical_json, digest_bytes, read_json, read_lines, replacing, write_text
+from expunge.files import (
+    append_line,
+    canonical_json,
+    digest_bytes,
+    digest_file,
+    read_json,
+    read_lines,
+    replacing,
+    write_text,
+)
+from expunge.stream import chain
 
 
 def now() -> str:
@@ -28,11 +38,11 @@ def now() -> str:
 
 
 class StepDirectory:
-    """`steps/NNNN`: numbers, never a concept's name."""
+    """`steps/NNNN`, or `steps/NNNN.replaced-M` for work that gave way to later work. Numbers, never a concept's name."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.index = int(path.name)
+        self.index = int(path.name.partition(".")[0])
         self.prompts = path / "prompts.json"
         self.choices = path / "choices.json"
         self.log = path / "train.jsonl"
@@ -42,6 +52,8 @@ class StepDirectory:
         self.state = path / "state"
         self.timings = self.state / "timings.json"
         self.record = path / "step.json"
+        self.attempt = path / "attempt.json"
+        """The record of an attempt that was followed by another one."""
 
     @property
     def finished(self) -> bool:
@@ -50,6 +62,11 @@ class StepDirectory:
     def read_record(self) -> dict[str, Any]:
         record: dict[str, Any] = read_json(self.record)
         return record
+
+    def digests(self) -> dict[str, str]:
+        """Digests of the files that a step leaves, beside its record and the pictures."""
+        files = (self.prompts, self.choices, self.log, self.weights, self.judgements)
+        return {p.name: digest_file(p) for p in files if p.exists()}
 
     def forget_state(self) -> None:
         shutil.rmtree(self.state, ignore_errors=True)
@@ -65,32 +82,50 @@ class RunDirectory:
         self.report = path / "report.html"
         self.base_judgements = path / "base" / "judgements.parquet"
         self.base_images = path / "base" / "images"
-        self._events = path / "events.jsonl"
-        self._requests = path / "requests.jsonl"
+        self.event_lines = path / "events.jsonl"
+        self.request_lines = path / "requests.jsonl"
         self.appending = FileLock(path / "append.lock")
         """Held for the moment of an append, so that a request can be added while another process serves the run."""
 
     def step(self, index: int) -> StepDirectory:
         return StepDirectory(self.path / "steps" / f"{index:04d}")
 
+    def replaced(self, index: int) -> list[StepDirectory]:
+        """Earlier work on a step, in the order in which it was set aside."""
+        found = (self.path / "steps").glob(f"{index:04d}.replaced-*")
+        return [StepDirectory(p) for p in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))]
+
+    def set_aside(self, index: int) -> None:
+        """Make room for new work on a step; what is there is kept."""
+        if (step := self.step(index)).path.exists():
+            step.path.rename(step.path.with_name(f"{step.path.name}.replaced-{len(self.replaced(index)) + 1}"))
+
     # -- append-only files ----------------------------------------------------------------------------------------
 
     def requests(self) -> list[Request]:
-        return [Request.model_validate_json(line) for line in read_lines(self._requests)]
+        return [Request.model_validate_json(line) for line in read_lines(self.request_lines)]
 
     def add_request(self, request: Request) -> None:
-        append_line(self._requests, request.model_dump_json())
-        self.add_event("requested", request=request.id)
+        line = request.model_dump_json()
+        with self.appending:
+            self.add_event("requested", request=request.id, line=digest_bytes(line.encode()))
+            append_line(self.request_lines, line)
 
-    def events(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in read_lines(self._events)]
+    def events(self) -> list[chain.Event]:
+        return [json.loads(line) for line in read_lines(self.event_lines)]
 
     def add_event(self, event: str, **details: Any) -> None:
-        """Append a state change. Each line holds the digest of the line before it: a chain."""
+        """Append a state change to the chain."""
         with self.appending:
-            lines = read_lines(self._events)
-            previous = digest_bytes(lines[-1].encode()) if lines else None
-            append_line(self._events, canonical_json({"at": now(), "event": event, "previous": previous, **details}))
+            line = chain.link(read_lines(self.event_lines), {"at": now(), "event": event, **details})
+            append_line(self.event_lines, line)
+
+    @property
+    def head(self) -> str:
+        """The digest of the last event, which stands for all of them."""
+        found = chain.head(read_lines(self.event_lines))
+        assert found is not None
+        return found
 
     # -- one process serves ------------------------------------------------------------------------------------
 
@@ -116,9 +151,11 @@ class RunDirectory:
 # -- tables and pictures --------------------------------------------------------------------------------------------------
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: pd.DataFrame, announce: Callable[[str], None] = lambda digest: None) -> None:
+    """Write a table. `announce` is told the file's digest before the file is put in place."""
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
+        announce(digest_file(temporary))
 
 
 def write_images(folder: Path, images: Images, table: pd.DataFrame, rows: Sequence[str]) -> None:
@@ -133,6 +170,12 @@ def write_images(folder: Path, images: Images, table: pd.DataFrame, rows: Sequen
 def read_image(folder: Path, digest: str) -> np.ndarray | None:
     path = image_path(folder, digest)
     return np.asarray(Image.open(path).convert("RGB")) if path.exists() else None
+
+
+def digest_images(folder: Path, table: pd.DataFrame) -> str:
+    """Digest of the names and contents of all pictures of the table's rows that are kept in `folder`."""
+    paths = {image_path(folder, digest) for digest in table["image"]}
+    return digest_bytes(canonical_json([[p.name, digest_file(p)] for p in sorted(paths) if p.exists()]).encode())
 
 
 def image_path(folder: Path, digest: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,12 +17,15 @@ from expunge import backbones, reference
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError, nearest
-from expunge.evaluation import Protocol, SamplerConfig, find_judge, paint
-from expunge.files import load_tensors, write_json, write_text
+from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
+from expunge.files import digest_file, load_tensors, write_json, write_text
 from expunge.hardware import compute_dtype
+from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
+from expunge.stream.card import model_card
 from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
+from expunge.stream.history import History
 from expunge.stream.named import (
     JUDGES,
     check_judged,
@@ -34,7 +38,7 @@ from expunge.stream.named import (
     read_protocol,
 )
 from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone
-from expunge.stream.summary import ModelSummary, StepRecord, StepSummary, Summary, summarise_base, unlearning_row
+from expunge.stream.summary import ModelSummary, StepRecord, Summary, summarise
 
 
 class Run:
@@ -89,7 +93,8 @@ class Run:
         digest = backbones.model_digest(folder)
         write_text(directory.config, config.frozen(digest).to_toml())
         run = cls(path)
-        run.directory.add_event("created", model=digest)
+        name = model_name(config.model.source, folder)
+        run.directory.add_event("created", config=digest_file(directory.config), model=digest, name=name)
         for names in requests:
             run.request(*([names] if isinstance(names, str) else names))
         return run
@@ -107,8 +112,9 @@ class Run:
         concepts = tuple(dict.fromkeys(forgettable(self.source, name) for name in names))
         check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending:
-            requests = self.directory.requests()
-            taken = {c.name: r.id for r in requests if self._status(r) != "rejected" for c in r.concepts}
+            requests, status = self.directory.requests(), self.history.status
+            free = ("rejected", "withdrawn")
+            taken = {c.name: r.id for r in requests if status.get(int(r.id)) not in free for c in r.concepts}
             for concept in concepts:
                 if concept.name in taken:
                     raise ExpungeError(f"{concept.name!r} is already requested (request {taken[concept.name]}).")
@@ -121,18 +127,26 @@ class Run:
         return self.directory.requests()
 
     @property
+    def history(self) -> History:
+        """What became of every request."""
+        return History.of(self.directory.events())
+
+    @property
     def open_requests(self) -> list[Request]:
-        return [r for r in self.requests if not self.directory.step(int(r.id)).finished]
+        status = self.history.status
+        return [r for r in self.requests if int(r.id) not in status]
 
     @property
     def records(self) -> list[StepRecord]:
-        """The finished steps, in order."""
-        steps = [self.directory.step(int(r.id)) for r in self.requests]
-        return [StepRecord.model_validate(s.read_record()) for s in steps if s.finished]
-
-    def _status(self, request: Request) -> str:
-        step = self.directory.step(int(request.id))
-        return str(step.read_record()["status"]) if step.finished else "open"
+        """The finished steps, in order, each with what became of it since. A request that was withdrawn before it was served
+        has none."""
+        found = []
+        for index, status in sorted(self.history.status.items()):
+            step = self.directory.step(index)
+            if status != "withdrawn" or step.finished:
+                record = StepRecord.model_validate(step.read_record())
+                found.append(record.model_copy(update={"status": status}))
+        return found
 
     # -- serving --------------------------------------------------------------------------------------------------
 
@@ -141,22 +155,29 @@ class Run:
         if PartialState().num_processes > 1:
             raise ExpungeError("A run is served by one process so far. Start it without `accelerate launch`.")
         with self.directory.locked():
-            if self.records:  # a process that was killed may have left the summary a step behind
-                self._write_summary()
+            self._write_summary()  # a process that was killed may have left it a step behind
             shop: Workshop | None = None
             while todo := self.open_requests:
                 shop = shop or self._workshop(progress)
-                request = todo[0]
-                accepted = [r for r in self.records if r.status == "accepted"]
-                forgotten = [c for r in self.requests if r.id in {a.request for a in accepted} for c in r.concepts]
-                level = "between" if len(todo) > 1 else "final"
-                if not self.directory.step(int(request.id)).path.exists():
-                    self.directory.add_event("started", step=int(request.id))
-                record = serve(shop, request, self.current_weights, forgotten, self._known, level)
+                record = self._attempt(shop, todo[0], "between" if len(todo) > 1 else "final")
+                if record is None:
+                    continue
                 self._write_summary()
                 yield record
                 if record.status == "rejected":
                     return
+
+    def _attempt(self, shop: Workshop, request: Request, level: str) -> StepRecord | None:
+        """One attempt at a request: its record, or None where the gate asks for another attempt."""
+        index, history = int(request.id), self.history
+        if history.at_work != index:  # what lies there began with another model, or was not let pass
+            self.directory.set_aside(index)
+            self.directory.add_event("started", step=index)
+        if history.retry:
+            shop = replace(shop, config=self.config.with_strength(history.retry[1]), retrying=True)
+        concepts = {int(r.id): r.concepts for r in self.requests}
+        forgotten = {i: concepts[i] for i in history.accepted}
+        return serve(shop, request, self.current_weights, forgotten, self._known, level)
 
     def resume(self, progress: ProgressCallback = lambda _: None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
@@ -167,8 +188,64 @@ class Run:
         stays open. This is what `expunge bench speed` times; `serve` is what serves a request.
         """
         with self.directory.locked():
-            forgotten = [c for r in self.requests if r.id < request.id for c in r.concepts]
+            forgotten = {int(r.id): r.concepts for r in self.requests if r.id < request.id}
             return train_alone(self._workshop(lambda _: None), request, previous, forgotten)
+
+    # -- decisions ------------------------------------------------------------------------------------------------
+
+    def accept(self, step: int, *, by: str, reason: str) -> None:
+        """Make the model of a rejected step current.
+
+        Args:
+            by, reason: who decided it, and why; both are kept in the events.
+
+        Raises:
+            ExpungeError: when the step was not rejected, or did not begin with the current model.
+        """
+        with self.directory.locked():
+            history = self.history
+            if history.status.get(step) != "rejected":
+                raise ExpungeError(f"{self._called(step)}, not rejected: there is nothing to accept.")
+            record = StepRecord.model_validate(self.directory.step(step).read_record())
+            weights = self.current_weights
+            if record.previous != (digest_file(weights) if weights else self.config.model.digest):
+                raise ExpungeError(
+                    f"Step {step} began with another model than the current one, so accepting it would undo what came "
+                    "since. Request its concepts again."
+                )
+            self.directory.add_event("accepted", step=step, record=history.records[step], by=by, reason=reason)
+            self._write_summary()
+
+    def rollback(self, step: int, *, by: str, reason: str = "") -> None:
+        """Make the model of an accepted step current again (0: the base model). Accepted steps after it become withdrawn.
+
+        Raises:
+            ExpungeError: when the step is not an accepted one.
+        """
+        with self.directory.locked():
+            if step and self.history.status.get(step) != "accepted":
+                raise ExpungeError(f"{self._called(step)}, not accepted: its model cannot be made current.")
+            self.directory.add_event("rolled back", to=step, by=by, reason=reason)
+            self._write_summary()
+
+    def withdraw(self, step: int, *, by: str, reason: str = "") -> None:
+        """Take the request of a step back. Accepted steps after it are open again, and `serve` serves them without it.
+
+        Raises:
+            ExpungeError: when there is no such request, or it is withdrawn already.
+        """
+        with self.directory.locked():
+            if step not in {int(r.id) for r in self.requests} or self.history.status.get(step) == "withdrawn":
+                raise ExpungeError(f"{self._called(step)}: there is nothing to withdraw.")
+            self.directory.add_event("withdrawn", step=step, by=by, reason=reason)
+            self._write_summary()
+
+    def _called(self, step: int) -> str:
+        """What a step is, as the start of a sentence."""
+        known = {int(r.id) for r in self.requests}
+        if step not in known:
+            return f"{self.directory.path} has no step {step} (it has {len(known)} requests)"
+        return f"Step {step} is {self.history.status.get(step, 'open')}"
 
     @property
     def _known(self) -> list[Concept]:
@@ -196,7 +273,7 @@ class Run:
     @property
     def current_weights(self) -> Path | None:
         """The weights file of the last accepted step; None while the model is still M(0)."""
-        accepted = [r.index for r in self.records if r.status == "accepted"]
+        accepted = self.history.accepted
         return self.directory.step(accepted[-1]).weights if accepted else None
 
     def backbone(self) -> Backbone:
@@ -208,7 +285,7 @@ class Run:
         return backbone
 
     def export(self, folder: str | Path) -> Path:
-        """Write the current model as a Diffusers folder that loads without Expunge; the folder.
+        """Write the current model as a Diffusers folder that loads without Expunge, with a model card; the folder.
 
         Raises:
             ExpungeError: when no step was accepted yet, or `folder` exists and is not empty.
@@ -222,10 +299,28 @@ class Run:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(self._folder, temporary)
         backbones.replace_denoiser(temporary, load_tensors(self.current_weights))
+        self.directory.add_event("exported", model=backbones.model_digest(temporary))
+        write_text(temporary / "README.md", self._card())
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary.rename(target)
-        self.directory.add_event("exported", model=backbones.model_digest(target))
         return target
+
+    def _card(self) -> str:
+        """The model card of the current model, with the head of the events as they now stand."""
+        accepted = {r.request: r for r in self.records if r.status == "accepted"}
+        served = [r for r in self.requests if r.id in accepted]
+        last = accepted[served[-1].id]
+        judged = pd.read_parquet(self.directory.step(last.index).judgements)
+        return model_card(
+            self.config,
+            self.summary().model,
+            self.protocol.name,
+            served,
+            last,
+            {c.name: metrics.unlearning_accuracy(judged, c.name) for r in served for c in r.concepts},
+            Names(self.requests, prompted(self.protocol, self.source)),
+            self.directory.head,
+        )
 
     def summary(self) -> Summary:
         """What `summary.json` holds.
@@ -239,22 +334,14 @@ class Run:
 
     def _write_summary(self) -> None:
         records = self.records
-        base = pd.read_parquet(self.directory.base_judgements)
-        tables = [pd.read_parquet(self.directory.step(r.index).judgements) for r in records]
-        names = [c.name for c in self._known]
-        fields = set(StepSummary.model_fields)
-        summary = Summary(
-            model=ModelSummary(
-                source=self.config.model.source,
-                name=model_name(self.config.model.source, self._folder),
-                digest=self.config.model.digest,
-            ),
-            requests=[[c.name for c in r.concepts] for r in self.requests],
-            base=summarise_base(base, names),
-            steps=[StepSummary.model_validate(r.model_dump(include=fields)) for r in records],
-            concepts=names,
-            ua_matrix=[unlearning_row(tables, name) for name in names],
-            seconds_total=sum(r.seconds.total for r in records),
+        if not records:
+            return
+        source = self.config.model.source
+        summary = summarise(
+            ModelSummary(source=source, name=model_name(source, self._folder), digest=self.config.model.digest),
+            self.requests,
+            [(r, pd.read_parquet(self.directory.step(r.index).judgements)) for r in records],
+            pd.read_parquet(self.directory.base_judgements),
         )
         write_json(self.directory.summary, summary.model_dump(mode="json", by_alias=True))
 

@@ -1,6 +1,6 @@
 """Serving one request: M(k-1) in, M(k) out, each part finished on disk before the next begins.
 
-    choose and replay -> train -> weights.safetensors -> judgements.parquet -> gate -> step.json
+    choose and replay -> train -> weights.safetensors -> judgements.parquet -> gate -> step.json -> event
 
 What is on disk is not done again, so a step that was interrupted anywhere goes on where it stood.
 """
@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 import torch
@@ -24,17 +23,18 @@ from expunge.backbones import Backbone, Evaluations
 from expunge.concepts import Concept, Request
 from expunge.engine import StepLog, train
 from expunge.errors import ExpungeError
-from expunge.evaluation import Images, Judge, Protocol, Row, Value, evaluate, forget_rows, metrics, retention_rows
+from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, forget_rows, metrics, retention_rows
 from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
 from expunge.memory import held_bytes, peak_memory
 from expunge.methods import StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
-from expunge.stream.config import GateConfig, RunConfig
-from expunge.stream.directory import RunDirectory, StepDirectory, now, write_images, write_table
+from expunge.stream import gate
+from expunge.stream.config import RunConfig
+from expunge.stream.directory import RunDirectory, StepDirectory, digest_images, now, write_images, write_table
 from expunge.stream.drift import drifts, pictured, weight_drift
-from expunge.stream.summary import Check, EvaluationCounts, Metrics, Seconds, StepRecord, Training, measure
+from expunge.stream.summary import Attempt, EvaluationCounts, Seconds, StepRecord, Training, measure
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Workshop:
     protocol: Protocol
     judge: Judge
     progress: ProgressCallback
+    retrying: bool = False
+    """Whether this is another attempt at the step; its strength is in `config`."""
 
     def put(self, weights: Path | None) -> None:
         """Make the denoiser M(k): the base model's tensors, and over them those of `weights`."""
@@ -79,16 +81,19 @@ def serve(
     shop: Workshop,
     request: Request,
     previous: Path | None,
-    forgotten: Sequence[Concept],
+    forgotten: Mapping[int, Sequence[Concept]],
     known: Sequence[Concept],
     level: str,
-) -> StepRecord:
+) -> StepRecord | None:
     """Serve `request` on top of the weights `previous` (None: the base model) and judge the outcome.
 
     Args:
-        forgotten: concepts of the accepted steps before this one.
+        forgotten: {accepted step before this one: its concepts}.
         known: all concepts of the run's requests, open ones too; each gets its row in the UA matrix.
         level: "between" or "final": which counts of the protocol.
+
+    Returns:
+        The record of the step; None where the gate asks for another attempt. The event that is written last says which.
     """
     step = shop.directory.step(int(request.id))
     step.state.mkdir(parents=True, exist_ok=True)
@@ -100,35 +105,65 @@ def serve(
         with clock.measured("evaluate"):
             _evaluate(shop, step, known, level)
     after = pd.read_parquet(step.judgements)
-    now_forgotten = [c.name for c in (*forgotten, *request.concepts)]
+    now_forgotten = [c.name for concepts in (*forgotten.values(), request.concepts) for c in concepts]
+    requested = [c.name for c in known]
     drift = {
         "image_drift": metrics.mean(after[after["role"] != "forget"], "drift"),
         "weight_drift": weight_drift(load_tensors(step.weights), shop.stored),
     }
-    result = measure(base, after, now_forgotten, [c.name for c in known], drift)
-    checks = _gate(shop.config.gate, result, {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten})
+    result = measure(base, after, now_forgotten, requested, drift)
+    forget, before = (metrics.of_roles(table, now_forgotten, requested)["forget"] for table in (after, base))
+    checks = gate.checks(
+        shop.config.gate,
+        result,
+        {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten},
+        metrics.difference(forget, before, "context"),
+    )
+    earlier = _earlier(shop, step)
+    attempts = list(earlier.attempts) if earlier else []
+    strength, stronger, then = shop.config.strength, None, "accepted"
+    taken = gate.passed(shop.config.gate, checks)
+    if not taken:
+        stronger, why = gate.next_attempt(shop.config.gate, checks, strength, len(attempts) + 1)
+        then = why if stronger is None else f"trained anew with strength {stronger:g}, because {why}"
     counts = clock.counts()
     record = StepRecord(
         index=step.index,
         request=request.id,
         concepts=[c.name for c in request.concepts],
-        status="accepted" if all(c.passed for c in checks) else "rejected",
-        seconds=clock.seconds(),
+        status="accepted" if taken else "rejected",
+        seconds=clock.seconds().plus(earlier.seconds if earlier else Seconds()),
         peak_memory_bytes=peak_memory(),
-        evaluations=EvaluationCounts(forward=counts.forward, backward=counts.backward),
+        evaluations=EvaluationCounts(forward=counts.forward, backward=counts.backward).plus(
+            earlier.evaluations if earlier else EvaluationCounts(forward=0, backward=0)
+        ),
         metrics=result,
         level="final" if level == "final" else "between",
+        previous=digest_file(previous) if previous else shop.config.model.digest,
         training=_training(step),
         gate=checks,
-        files={p.name: digest_file(p) for p in (step.prompts, step.choices, step.weights, step.judgements)},
+        attempts=[*attempts, Attempt(strength=strength, gate=checks, then=then)],
+        files=step.digests(),
+        pictures=digest_images(step.images, after),
         finished_at=now(),
     )
-    write_json(step.record, record.model_dump(mode="json", by_alias=True))
-    shop.directory.add_event(
-        record.status, step=step.index, record=digest_file(step.record), prompts=shop.source.digest
-    )
+    # The event is what makes it so: a process that is killed between the two writes the record again.
+    path = step.record if stronger is None else step.attempt
+    write_json(path, record.model_dump(mode="json", by_alias=True))
+    details = {"step": step.index, "record": digest_file(path), "prompts": shop.source.digest}
+    if stronger is None:
+        shop.directory.add_event(record.status, **details)
+    else:
+        shop.directory.add_event("retried", strength=stronger, **details)
     step.forget_state()
-    return record
+    return record if stronger is None else None
+
+
+def _earlier(shop: Workshop, step: StepDirectory) -> StepRecord | None:
+    """The record of the attempt before this one, None in the first."""
+    if not shop.retrying:
+        return None
+    return StepRecord.model_validate(read_json(shop.directory.replaced(step.index)[-1].attempt))
 
 
 def base_judgements(shop: Workshop, concepts: Sequence[Concept], level: str) -> pd.DataFrame:
@@ -142,7 +177,8 @@ def base_judgements(shop: Workshop, concepts: Sequence[Concept], level: str) -> 
         table, images = _judge(shop, 0, missing)
         write_images(shop.directory.base_images, images, table, list(images))
         have = table if have is None else pd.concat([have, table], ignore_index=True)
-        write_table(path, have)
+        pictures = digest_images(shop.directory.base_images, have)
+        write_table(path, have, lambda digest: shop.directory.add_event("measured", judgements=digest, images=pictures))
     assert have is not None
     return have
 
@@ -165,7 +201,9 @@ class Cost:
     artifact: int
 
 
-def train_alone(shop: Workshop, request: Request, previous: Path | None, forgotten: Sequence[Concept]) -> Cost:
+def train_alone(
+    shop: Workshop, request: Request, previous: Path | None, forgotten: Mapping[int, Sequence[Concept]]
+) -> Cost:
     """The training part of `serve`, from choosing prompts to the weights file."""
     step = shop.directory.step(int(request.id))
     step.state.mkdir(parents=True, exist_ok=True)
@@ -182,7 +220,7 @@ def _train(
     request: Request,
     step: StepDirectory,
     previous: Path | None,
-    forgotten: Sequence[Concept],
+    forgotten: Mapping[int, Sequence[Concept]],
     clock: _Clock,
 ) -> dict[str, int]:
     """Train and save; the bytes of the tensors that were held meanwhile."""
@@ -198,8 +236,8 @@ def _train(
         teacher=teacher,
         source=shop.source,
         concepts=request.concepts,
-        forgotten=tuple(forgotten),
-        ranked=_ranked(shop.directory, step.index),
+        forgotten=tuple(c for concepts in forgotten.values() for c in concepts),
+        ranked=_ranked(shop.directory, list(forgotten)),
         held_out=shop.protocol.held_out,
         replay=config.replay,
         seed=seeds.derive(config.seed, "step", step.index),
@@ -250,9 +288,9 @@ def _train(
     return held
 
 
-def _ranked(directory: RunDirectory, index: int) -> dict[str, list[str]]:
-    """Names near each concept of the steps before `index`, as the latest of them ranked them."""
-    earlier = [directory.step(i).choices for i in range(1, index)]
+def _ranked(directory: RunDirectory, accepted: Sequence[int]) -> dict[str, list[str]]:
+    """Names near each concept of the steps that led here, as the latest of them ranked them."""
+    earlier = [directory.step(index).choices for index in accepted]
     return {
         concept: list(near)
         for path in earlier
@@ -309,23 +347,6 @@ def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFram
         lambda done, of: shop.progress(Progress(index, phase, done, of)),
         shop.config.evaluate.precision,
     )
-
-
-def _gate(config: GateConfig, result: Metrics, accuracies: Mapping[str, Value | None]) -> list[Check]:
-    checks = [
-        _check("ua", value.value if value else None, config.forget, concept) for concept, value in accuracies.items()
-    ]
-    ira, cra = (0.0 - d.value if d else None for d in (result.ira_difference, result.cra_difference))
-    checks += [_check("ira drop", ira, config.max_ira_drop), _check("cra drop", cra, config.max_cra_drop)]
-    return checks
-
-
-def _check(
-    name: Literal["ua", "ira drop", "cra drop"], value: float | None, threshold: float, concept: str | None = None
-) -> Check:
-    at_least = name == "ua"
-    passed = value is not None and (value >= threshold if at_least else value <= threshold)
-    return Check(name=name, concept=concept, value=value, threshold=threshold, at_least=at_least, passed=passed)
 
 
 # -- time and counts that outlive the process ---------------------------------------------------------------------------------

@@ -8,10 +8,12 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
+from expunge.concepts import Request
 from expunge.evaluation import Value, metrics
 from expunge.stopping import Reason
 
 Status = Literal["accepted", "rejected", "withdrawn"]
+CheckName = Literal["ua", "context drop", "ira drop", "cra drop", "collapsed"]
 
 
 class _Strict(BaseModel):
@@ -42,11 +44,12 @@ class Check(_Strict):
     """One threshold of the gate. Unmeasured is failed.
 
     Attributes:
-        name: "ua" of one `concept`, or "ira drop" or "cra drop" against the base model.
+        name: "ua" of one `concept`; "context drop", "ira drop" or "cra drop" against the base model; or "collapsed".
+        value: what is compared (expunge.stream.gate says which end of which interval).
         at_least: whether `value` must be at least `threshold`, or at most.
     """
 
-    name: Literal["ua", "ira drop", "cra drop"]
+    name: CheckName
     concept: str | None = None
     value: float | None
     threshold: float
@@ -62,12 +65,18 @@ class Seconds(_Strict):
     evaluate: float = 0.0
     total: float = 0.0
 
+    def plus(self, other: Seconds) -> Seconds:
+        return Seconds(**{name: value + getattr(other, name) for name, value in self})
+
 
 class EvaluationCounts(_Strict):
     """Denoiser evaluations of the step's training and its preparation, per latent."""
 
     forward: int
     backward: int
+
+    def plus(self, other: EvaluationCounts) -> EvaluationCounts:
+        return EvaluationCounts(forward=self.forward + other.forward, backward=self.backward + other.backward)
 
 
 class StepSummary(_Strict):
@@ -99,14 +108,38 @@ class Training(_Strict):
     retain: float | None
 
 
+class Attempt(_Strict):
+    """One attempt at a step.
+
+    Attributes:
+        strength: the method's; None where it has none.
+        then: what followed, and why.
+    """
+
+    strength: float | None
+    gate: list[Check]
+    then: str
+
+
 class StepRecord(StepSummary):
-    """`step.json`."""
+    """`step.json`: what was done, and what the gate said. What became of the step since then is in the events.
+
+    Attributes:
+        previous: digest of the weights file that the step began with, or of the base model.
+        gate: checks of the attempt whose files these are, the last one.
+        attempts: all attempts, in order; seconds and evaluations are theirs together.
+        files: {name: digest} of the step's files.
+        pictures: digest of the pictures that were kept.
+    """
 
     schema_: Literal[1] = Field(1, alias="schema")
     level: Literal["between", "final"]
+    previous: str = ""
     training: Training
     gate: list[Check]
+    attempts: list[Attempt] = []
     files: dict[str, str]
+    pictures: str = ""
     finished_at: str
 
 
@@ -196,6 +229,33 @@ def summarise_base(base: pd.DataFrame, requested: Sequence[str]) -> BaseSummary:
             str(name): metrics.wilson(int(row["sum"]), int(row["size"]), int(row["size"] - row["count"]))
             for name, row in shown.iterrows()
         },
+    )
+
+
+def summarise(
+    model: ModelSummary,
+    requests: Sequence[Request],
+    steps: Sequence[tuple[StepRecord, pd.DataFrame]],
+    base: pd.DataFrame,
+) -> Summary:
+    """What a run did, from its files.
+
+    Args:
+        requests: all of the run.
+        steps: the finished ones with their judgements.
+        base: judgements of the base model.
+    """
+    names = list(dict.fromkeys(c.name for r in requests for c in r.concepts))
+    tables = [table for _, table in steps]
+    fields = set(StepSummary.model_fields)
+    return Summary(
+        model=model,
+        requests=[[c.name for c in r.concepts] for r in requests],
+        base=summarise_base(base, names),
+        steps=[StepSummary.model_validate(record.model_dump(include=fields)) for record, _ in steps],
+        concepts=names,
+        ua_matrix=[unlearning_row(tables, name) for name in names],
+        seconds_total=sum(record.seconds.total for record, _ in steps),
     )
 
 

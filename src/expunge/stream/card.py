@@ -1,0 +1,91 @@
+"""The model card of an export: what was done to the model, what was measured, and the head of the run's events.
+
+A person is called by the request's id, and nothing that names one is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from expunge.concepts import Concept, Request
+from expunge.evaluation import Value
+from expunge.privacy import Names
+from expunge.stream.config import RunConfig
+from expunge.stream.summary import ModelSummary, StepRecord
+
+
+def model_card(
+    config: RunConfig,
+    model: ModelSummary,
+    protocol: str,
+    requests: Sequence[Request],
+    record: StepRecord,
+    accuracies: Mapping[str, Value | None],
+    names: Names,
+    head: str,
+) -> str:
+    """
+    Args:
+        requests: those that led to the model, in order.
+        record: the last step.
+        accuracies: UA after it, of each concept.
+        names: what may be said of whom.
+        head: digest of the run's last event.
+    """
+    metrics = record.metrics
+    rows = [
+        ("Unlearning accuracy (UA), all concepts", metrics.ua),
+        *((f"UA of {names.label(concept)}", value) for concept, value in accuracies.items()),
+        ("Context kept", metrics.context),
+        ("Accuracy on neighbours (IRA)", metrics.ira),
+        ("IRA minus the base model's", metrics.ira_difference),
+        ("Accuracy on the rest (CRA)", metrics.cra),
+        ("CRA minus the base model's", metrics.cra_difference),
+        ("Collapsed pictures", metrics.collapsed),
+    ]
+    method = str(config.method["name"]).rpartition(":")[2]
+    strength = record.attempts[-1].strength if record.attempts else config.strength
+    served = "\n".join(f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}" for r in requests)
+    table = "\n".join(f"| {name} | {_cells(value)} |" for name, value in rows)
+    return f"""# {names.text(model.name)}, after {len(requests)} deletion request{"s" if len(requests) != 1 else ""}
+
+Made with [Expunge](https://arxiv.org/abs/2512.02657): the weights of the base model were edited so that it no longer paints
+what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without Expunge.
+
+- Base model: {names.text(model.name)}, {model.digest}
+- Method: {method}{"" if strength is None else f", strength {strength:g} in the last step"}
+- Head of the run's events: {head}
+
+## Requests served: {len(requests)}
+
+{served}
+
+## Measured after the last step
+
+Protocol {names.text(protocol)}. Ranges are 95 % intervals; n counts pictures.
+
+| | value | from | to | n |
+|---|---|---|---|---|
+{table}
+
+## What is not claimed
+
+No proof that a concept is gone: other prompts, other samplers, fine-tuning or an attack may bring it back. The judge that
+counted errs too. The numbers hold for the prompts and seeds of the protocol, and an interval says only how far a number may be
+off for lack of pictures.
+
+Whoever has the run can check this card. The command recomputes every digest of the run, and whether its events go through the
+head above:
+
+    expunge verify RUN --head {head}
+"""
+
+
+def _said(concept: Concept, names: Names) -> str:
+    return "a person" if names.private(concept.name) else names.label(concept.name)
+
+
+def _cells(value: Value | None) -> str:
+    if value is None:
+        return "not measured | | |"
+    return f"{value.value:.3f} | {value.low:.3f} | {value.high:.3f} | {value.n}"

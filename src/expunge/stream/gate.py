@@ -1,0 +1,113 @@
+"""The gate: what a step must reach before its model replaces the one before it, and what may be tried where it does not.
+
+Forgetting and context are measured on few pictures of a concept (ten between steps), of which no interval excludes much: their
+value is compared. Retention and collapse are measured on hundreds, and their claim is that nothing was harmed: the end of
+the interval that is worst for the model is compared, the harm that the pictures cannot exclude. See docs/runs.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from expunge.evaluation import Value
+from expunge.stream.config import GateConfig
+from expunge.stream.summary import Attempt, Check, CheckName, Metrics
+
+NAMES: Mapping[CheckName, str] = {
+    "ua": "UA",
+    "context drop": "context below the base model's",
+    "ira drop": "IRA below the base model's, upper end",
+    "cra drop": "CRA below the base model's, upper end",
+    "collapsed": "share of collapsed pictures, upper end",
+}
+
+
+def checks(
+    config: GateConfig, result: Metrics, accuracies: Mapping[str, Value | None], context: Value | None
+) -> list[Check]:
+    """
+    Args:
+        accuracies: UA of each concept forgotten so far.
+        context: paired difference from the base model, over pictures of these concepts.
+    """
+    ira, cra = (0.0 - d.low if d else None for d in (result.ira_difference, result.cra_difference))
+    return [
+        *(_check("ua", v.value if v else None, config.forget, concept) for concept, v in accuracies.items()),
+        _check("context drop", 0.0 - context.value if context else None, config.max_context_drop),
+        _check("ira drop", ira, config.max_ira_drop),
+        _check("cra drop", cra, config.max_cra_drop),
+        _check("collapsed", result.collapsed.high if result.collapsed else None, config.max_collapsed),
+    ]
+
+
+def passed(config: GateConfig, found: Sequence[Check]) -> bool:
+    return not config.enforce or all(c.passed for c in found)
+
+
+def next_attempt(
+    config: GateConfig, found: Sequence[Check], strength: float | None, tries: int
+) -> tuple[float | None, str]:
+    """The strength to try next and why, or None and why not.
+
+    Args:
+        found: the checks of the attempt that was not let pass.
+        strength: the attempt's; None for a method that has none.
+        tries: attempts so far.
+    """
+    failed = [c for c in found if not c.passed]
+    forgetting = any(c.name == "ua" for c in failed)
+    keeping = any(c.name != "ua" for c in failed)
+    if tries > config.retries:
+        return None, "no attempt is left"
+    if strength is None:
+        return None, "the method has no strength to change"
+    if any(c.value is None for c in failed):
+        return None, "what cannot be measured is not mended by another strength"
+    if forgetting and keeping:
+        return None, "more strength would keep less, and less of it would forget less"
+    if forgetting:
+        return strength * config.retry_factor, "too little was forgotten"
+    return strength / config.retry_factor, "too much was lost"
+
+
+def missed(check: Check) -> str:
+    """Which check failed, and by how much."""
+    name = NAMES[check.name] + (f" of {check.concept}" if check.concept else "")
+    if check.value is None:
+        return f"{name} could not be measured"
+    side = "under" if check.at_least else "over"
+    return (
+        f"{name} is {check.value:.3f}, {abs(check.value - check.threshold):.3f} {side} the limit of {check.threshold:g}"
+    )
+
+
+def verdict(step: int, attempts: Sequence[Attempt], run: str) -> str:
+    """Sentences about a step that was rejected: which gate, by how much, what was tried, and what could be done."""
+    last = attempts[-1]
+    failed = [c for c in last.gate if not c.passed]
+    said = [f"Step {step} did not pass the gate: {'; '.join(missed(c) for c in failed)}."]
+    if len(attempts) > 1:
+        said.append(f"It was tried with strength {' and '.join(f'{a.strength:g}' for a in attempts)}.")
+    else:
+        said.append(f"It was not tried again: {last.then}.")
+    said.append("The model before it stays current.")
+    said.append(
+        f"`expunge accept {run} {step} --reason WHY` takes its model all the same; `expunge resume {run}` leaves it out."
+    )
+    if any(c.value is None for c in failed):
+        said.append("What was not measured needs a protocol and a judge that can.")
+    elif all(c.name == "ua" for c in failed):
+        said.append("To forget more, start a run with more method.strength or more train.steps.")
+    elif all(c.name != "ua" for c in failed):
+        said.append(
+            "To keep more, start a run with less method.strength, or with more pictures in the protocol's [between]."
+        )
+    else:
+        said.append("To forget more and keep more, start a run with more train.steps or a lower train.learning_rate.")
+    return " ".join(said)
+
+
+def _check(name: CheckName, value: float | None, threshold: float, concept: str | None = None) -> Check:
+    at_least = name == "ua"
+    reached = value is not None and (value >= threshold if at_least else value <= threshold)
+    return Check(name=name, concept=concept, value=value, threshold=threshold, at_least=at_least, passed=reached)

@@ -1,0 +1,230 @@
+"""Whether a run's files are what its events say. Nothing is loaded and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from expunge.errors import ExpungeError
+from expunge.files import digest_bytes, digest_file, json_text, read_lines
+from expunge.stream import chain
+from expunge.stream.config import RunConfig
+from expunge.stream.directory import RunDirectory, StepDirectory, digest_images
+from expunge.stream.history import History
+from expunge.stream.summary import ModelSummary, StepRecord, summarise
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What `verify` found.
+
+    Attributes:
+        problems: what is wrong and where, in sentences; empty where all is well.
+        head: digest of the last event.
+        steps, events: how many were looked at.
+        weights: digest of the current model's weights file, None while the model is M(0).
+    """
+
+    problems: tuple[str, ...]
+    head: str | None = None
+    steps: int = 0
+    events: int = 0
+    weights: str | None = None
+
+
+def verify(path: str | Path, head: str | None = None) -> Findings:
+    """Recompute the chain of events and every digest of a run, and whether M(k) is what the steps say.
+
+    Args:
+        head: a head of the chain that was kept elsewhere (an export's card has one): the chain must go through it.
+
+    Raises:
+        ExpungeError: when `path` holds no run at all.
+    """
+    directory = RunDirectory(Path(path))
+    if not directory.config.exists() and not directory.event_lines.exists():
+        raise ExpungeError(f"{path} holds no run (no run.toml and no events.jsonl).")
+    problems = chain.broken(directory.event_lines.read_bytes() if directory.event_lines.exists() else b"")
+    if problems:
+        return Findings((*problems, "Nothing else was looked at, because everything else is measured by the events."))
+    lines = read_lines(directory.event_lines)
+    found = _Verification(directory, [json.loads(line) for line in lines])
+    problems = list(found.problems())
+    if head is not None and head not in {digest_bytes(line.encode()) for line in lines}:
+        problems.append(f"The chain does not go through {head}: events were cut off its end, or it was written anew.")
+    accepted = found.history.accepted
+    return Findings(
+        problems=tuple(problems),
+        head=chain.head(lines),
+        steps=len(found.history.records),
+        events=len(lines),
+        weights=found.records[accepted[-1]].files["weights.safetensors"] if accepted and not problems else None,
+    )
+
+
+class _Verification:
+    """`records`: the record that counts of each step, filled while the steps are looked at."""
+
+    def __init__(self, directory: RunDirectory, events: list[chain.Event]) -> None:
+        self.directory = directory
+        self.events = events
+        self.history = History.of(events)
+        self.records: dict[int, StepRecord] = {}
+
+    def problems(self) -> Iterator[str]:
+        """Each part builds on those before it, so the first part with a problem is the last one looked at."""
+        for part in (self._configuration, self._requests, self._base, self._steps, self._models, self._summary):
+            found = list(part())
+            yield from found
+            if found:
+                return
+
+    def _said(self, *names: str) -> list[chain.Event]:
+        return [e for e in self.events if e["event"] in names]
+
+    def _configuration(self) -> Iterator[str]:
+        first = self.events[0]
+        if first["event"] != "created" or len(self._said("created")) > 1:
+            yield "events.jsonl does not begin with the one event that made the run."
+        elif not self.directory.config.exists():
+            yield "run.toml is missing. Restore it from a copy of the run."
+        elif digest_file(self.directory.config) != first.get("config"):
+            yield "run.toml is not the file that the run was made with: it was edited."
+
+    def _requests(self) -> Iterator[str]:
+        path = self.directory.request_lines
+        said = {e["request"]: e.get("line") for e in self._said("requested")}  # the last word on each counts
+        data = path.read_bytes() if path.exists() else b""
+        lines = data.split(b"\n")
+        if lines.pop():
+            yield "requests.jsonl ends in half a line."
+        digests = [digest_bytes(line) for line in lines]
+        expected = list(said.values())
+        if digests == expected or (self.events[-1]["event"] == "requested" and digests == expected[:-1]):
+            return
+        if len(digests) != len(expected):
+            yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(expected)} requests."
+        for number, (digest, (request, line)) in enumerate(zip(digests, said.items(), strict=False), 1):
+            if digest != line:
+                yield f"Line {number} of requests.jsonl is not request {request} as it came in."
+
+    def _base(self) -> Iterator[str]:
+        path = self.directory.base_judgements
+        said = self._said("measured")
+        allowed = (
+            said[-2:] if said and said[-1] is self.events[-1] else said[-1:]
+        )  # announced, perhaps not yet in place
+        if not said:
+            if path.exists():
+                yield "base/judgements.parquet is there, and no event speaks of it."
+            return
+        if not path.exists():
+            if len(said) > 1 or said[-1] is not self.events[-1]:
+                yield "base/judgements.parquet is missing."
+            return
+        digest = digest_file(path)
+        event = next((e for e in allowed if e["judgements"] == digest), None)
+        if event is None:
+            yield "base/judgements.parquet is not what was measured of the base model: it was edited."
+        elif digest_images(self.directory.base_images, pd.read_parquet(path)) != event["images"]:
+            yield "base/images: a picture of the base model was edited or deleted."
+
+    def _steps(self) -> Iterator[str]:
+        folders = [StepDirectory(p) for p in sorted((self.directory.path / "steps").glob("*"))]
+        written = {
+            (step.index, digest_file(path)): (step, path)
+            for step in folders
+            for path in (step.record, step.attempt)
+            if path.exists()
+        }
+        explained: set[Path] = set()
+        placed: dict[int, list[StepDirectory]] = {}
+        for event in self._said("accepted", "rejected", "retried"):
+            place = written.get((event["step"], event["record"]))
+            if place is None:
+                yield (
+                    f"Step {event['step']}: the record that was {event['event']} at {event['at']} is in none of its "
+                    "folders: it was edited or deleted."
+                )
+                continue
+            step, path = place
+            explained.add(step.path)
+            placed.setdefault(step.index, []).append(step)
+            record = StepRecord.model_validate_json(path.read_text())
+            yield from self._files(step, record)
+            if event["event"] != "retried" and "by" not in event and event["event"] != record.status:
+                yield f"Step {step.index}: step.json says {record.status}, and the event says {event['event']}."
+            if self.history.records.get(step.index) == event["record"]:
+                self.records[step.index] = record
+        begun = {e["step"] for e in self._said("started")}
+        for step in folders:
+            unfinished = step.index in begun and step.state.exists()
+            if step.path not in explained and not unfinished:
+                yield f"steps/{step.path.name} is there, and no event speaks of what lies in it."
+        yield from self._places(placed)
+
+    def _files(self, step: StepDirectory, record: StepRecord) -> Iterator[str]:
+        where = f"steps/{step.path.name}"
+        for name, digest in record.files.items():
+            if not (step.path / name).exists():
+                yield f"{where}/{name} is missing."
+            elif digest_file(step.path / name) != digest:
+                yield f"{where}/{name} is not what the step left: it was edited."
+        judged = step.judgements.exists() and digest_file(step.judgements) == record.files[step.judgements.name]
+        if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.pictures:
+            yield f"{where}/images: a picture was edited or deleted."
+
+    def _places(self, found: Mapping[int, Sequence[StepDirectory]]) -> Iterator[str]:
+        """The record that counts lies in the step's own folder, and those before it in the order in which they gave way.
+
+        Args:
+            found: {step: the folders of its records, in the order of the events}.
+        """
+        for index, steps in found.items():
+            own = self.directory.step(index)
+            order = [step.path for step in (*self.directory.replaced(index), own)]
+            places = [order.index(step.path) for step in steps]
+            counts = self.history.status.get(index) in ("accepted", "rejected")
+            if places != sorted(places) or (counts and steps[-1].path != own.path):
+                yield f"Step {index}: its folders have changed places."
+
+    def _models(self) -> Iterator[str]:
+        """Each accepted step began with the weights of the one before it."""
+        before, name = self.events[0]["model"], "the base model"
+        for index in self.history.accepted:
+            record = self.records[index]
+            if record.previous != before:
+                yield f"Step {index} did not begin with {name}, which the events say was current then."
+            before, name = record.files["weights.safetensors"], f"the model of step {index}"
+
+    def _summary(self) -> Iterator[str]:
+        shown = [
+            (self.records[i].model_copy(update={"status": status}), self.directory.step(i))
+            for i, status in sorted(self.history.status.items())
+            if i in self.records and self.directory.step(i).finished
+        ]
+        path = self.directory.summary
+        if (shown or path.exists()) and not self._summarises(shown):
+            yield "summary.json is not what the steps say. `expunge resume RUN` writes it anew."
+
+    def _summarises(self, shown: Sequence[tuple[StepRecord, StepDirectory]]) -> bool:
+        made, requests = self.events[0], self.directory.requests()
+        config = RunConfig.from_toml(self.directory.config.read_text(), str(self.directory.config))
+        try:
+            known = len(json.loads(self.directory.summary.read_bytes())["requests"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+        if known < max((record.index for record, _ in shown), default=0):
+            return False
+        expected = summarise(
+            ModelSummary(source=config.model.source, name=made["name"], digest=made["model"]),
+            requests[:known],  # those that came in later are not in it yet
+            [(record, pd.read_parquet(step.judgements)) for record, step in shown],
+            pd.read_parquet(self.directory.base_judgements),
+        )
+        text = json_text(expected.model_dump(mode="json", by_alias=True))
+        return self.directory.summary.read_bytes() == text.encode()

@@ -1,0 +1,231 @@
+"""Accept, rollback, withdraw and verify, on runs whose files were written by hand: no model is loaded."""
+
+from __future__ import annotations
+
+import getpass
+import importlib.util
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pandas as pd
+import pytest
+
+from expunge import Run
+from expunge.concepts import Concept
+from expunge.files import digest_file
+from expunge.stream import Findings, verify
+from expunge.stream.directory import RunDirectory
+from handmade import FOX, NEON, PERSON, SANTA, add_step, begin, check
+from runs import expunge
+
+ROOT = Path(__file__).parents[2]
+PASSED = [check("ua of fox", 1.0, 0.8)]
+MISSED = [check("ua of fox", 1.0, 0.8), check("ira drop", 0.2, 0.15)]
+
+
+def make(path: Path, *steps: bool) -> Run:
+    """Fox, a person, neon and santa, one step each: accepted or rejected."""
+    concepts: list[Concept] = [FOX, PERSON, NEON, SANTA][: len(steps)]
+    directory, base = begin(path, *concepts)
+    previous = 0
+    for i, (request, taken) in enumerate(zip(directory.requests(), steps, strict=True), 1):
+        gone = [c.name for c in concepts[:i]]
+        add_step(directory, request, base, gone, PASSED if taken else MISSED, previous=previous)
+        previous = i if taken else previous
+    run = Run(path)
+    run.resume()  # nothing is open: this writes the summary
+    return run
+
+
+def statuses(run: Run) -> list[str]:
+    return [r.status for r in run.records]
+
+
+def test_a_rejected_step_is_accepted_by_hand_and_the_events_say_who_and_why(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, False)
+    before = digest_file(run.directory.step(2).record)
+    assert run.current_weights == run.directory.step(1).weights
+    expunge("accept", run.directory.path, 2, code=2)  # why?
+    expunge("accept", run.directory.path, 2, "--reason", "neighbours matter less here. Zelda Quixote agrees")
+    assert statuses(run) == ["accepted", "accepted"]
+    assert run.current_weights == run.directory.step(2).weights
+    assert digest_file(run.directory.step(2).record) == before  # what the gate said is not rewritten
+    event = run.directory.events()[-1]
+    assert (event["event"], event["step"], event["by"]) == ("accepted", 2, getpass.getuser())
+    assert event["reason"].startswith("neighbours matter less here")
+    summary = json.loads(run.directory.summary.read_text())
+    jsonschema.validate(summary, json.loads((ROOT / "docs" / "summary.schema.json").read_text()))
+    assert [s["status"] for s in summary["steps"]] == ["accepted", "accepted"]
+    page = run.directory.report.read_text()
+    assert "accepted by hand" in page
+    assert "neighbours matter less here" in page
+    assert "quixote" not in page.casefold()
+    assert verify(run.directory.path).problems == ()
+
+
+def test_only_a_rejected_step_on_the_current_model_is_accepted(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, False, True)
+    for step, sentence in (
+        (1, "Step 1 is accepted, not rejected"),
+        (2, "Step 2 began with another model than the current one"),
+        (4, "has no step 4 (it has 3 requests)"),
+    ):
+        assert sentence in expunge("accept", run.directory.path, step, "--reason", "so", code=2)
+    run.rollback(1, by="me")
+    run.accept(2, by="me", reason="so")  # now it does begin with the current model
+    assert statuses(run) == ["accepted", "accepted", "withdrawn"]
+
+
+def test_a_rollback_makes_an_earlier_model_current_and_keeps_everything(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, True, False, True)
+    files = {p for p in run.directory.path.rglob("*") if p.is_file()}
+    said = expunge("rollback", run.directory.path, 1, "--reason", "the second was a mistake", "--by", "Ada")
+    assert "The model of step 1 is current." in said
+    assert statuses(run) == ["accepted", "withdrawn", "rejected", "withdrawn"]
+    assert run.current_weights == run.directory.step(1).weights
+    assert files <= {p for p in run.directory.path.rglob("*") if p.is_file()}
+    assert run.open_requests == []  # they are not served again
+    page = run.directory.report.read_text()
+    assert "1 of 4 requests served, 1 not passed by the gate, 2 withdrawn" in page
+    assert "rolled back to step 1" in page
+    assert "Step 2 is withdrawn, not accepted" in expunge("rollback", run.directory.path, 2, code=2)
+    assert verify(run.directory.path).problems == ()
+    expunge("rollback", run.directory.path, 0)
+    assert run.current_weights is None
+    assert "the model is the base model" in run.directory.report.read_text()
+    assert verify(run.directory.path).weights is None
+
+
+def test_a_withdrawn_request_is_out_of_the_model_and_may_be_asked_for_again(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, True, True)
+    expunge("withdraw", run.directory.path, 3, "--reason", "she changed her mind")
+    assert statuses(run) == ["accepted", "accepted", "withdrawn"]
+    assert run.current_weights == run.directory.step(2).weights
+    assert "The request was taken back" in run.directory.report.read_text()
+    assert "Step 3 is withdrawn: there is nothing to withdraw." in expunge("withdraw", run.directory.path, 3, code=2)
+    assert run.request("neon").id == "0004"
+    expunge("withdraw", run.directory.path, 4)  # before it was served
+    assert run.open_requests == []
+    assert "0004 neon withdrawn" in expunge("status", run.directory.path)
+    assert verify(run.directory.path).problems == ()
+
+
+def test_after_a_withdrawal_the_later_requests_are_open_again(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, True, False, True)
+    run.withdraw(2, by="me")
+    assert statuses(run) == ["accepted", "withdrawn", "rejected"]  # a step that was rejected is not served again
+    assert [r.id for r in run.open_requests] == ["0004"]
+    assert run.current_weights == run.directory.step(1).weights
+    assert run.directory.step(4).record.exists()  # set aside when its request is served
+    assert verify(run.directory.path).problems == ()
+
+
+# -- verify ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return make(tmp_path_factory.mktemp("runs") / "whole", True, True, False, True)
+
+
+@pytest.fixture
+def copy(whole: Run, tmp_path: Path) -> RunDirectory:
+    return RunDirectory(shutil.copytree(whole.directory.path, tmp_path / "copy"))
+
+
+def wrong(directory: RunDirectory) -> str:
+    """What verify says of a damaged run, through the command."""
+    return expunge("verify", directory.path, code=1)
+
+
+def test_a_whole_run_is_well(whole: Run) -> None:
+    said = expunge("verify", whole.directory.path)
+    assert "4 steps: every file is what the events say" in said
+    found: Findings = verify(whole.directory.path)
+    assert found.problems == ()
+    assert found.weights == digest_file(whole.directory.step(4).weights)
+    assert found.head == whole.directory.head
+    assert found.head in said
+    assert "holds no run" in expunge("verify", whole.directory.path.parent, code=2)
+
+
+def test_what_is_wrong_is_said_with_its_place(copy: RunDirectory) -> None:
+    for path, damage, sentence in (
+        (copy.config, lambda b: b.replace(b"forget = 0.8", b"forget = 0.1"), "run.toml is not the file"),
+        (copy.request_lines, lambda b: b.replace(b"fox", b"cat"), "Line 1 of requests.jsonl is not request 0001"),
+        (copy.base_judgements, lambda b: b[:-9] + b[-8:], "base/judgements.parquet is not what was measured"),
+        (copy.step(2).weights, lambda b: b[:-1] + b"x", "steps/0002/weights.safetensors is not what the step left"),
+        (copy.step(1).log, lambda b: b"", "steps/0001/train.jsonl is not what the step left"),
+        (
+            copy.step(3).record,
+            lambda b: b.replace(b'"rejected"', b'"accepted"'),
+            "Step 3: the record that was rejected",
+        ),
+        (copy.summary, lambda b: b.replace(b'"rejected"', b'"accepted"'), "summary.json is not what the steps say"),
+        (next(copy.base_images.iterdir()), lambda b: b"", "a picture of the base model was edited or deleted"),
+        (next(copy.step(4).images.iterdir()), lambda b: b"", "steps/0004/images: a picture was edited or deleted"),
+    ):
+        kept = path.read_bytes()
+        path.write_bytes(damage(kept))
+        assert path.read_bytes() != kept
+        assert sentence in wrong(copy)
+        path.unlink()
+        wrong(copy)
+        path.write_bytes(kept)
+        assert verify(copy.path).problems == ()
+
+
+def test_a_record_that_no_event_speaks_of_is_noticed(copy: RunDirectory) -> None:
+    lines = copy.event_lines.read_text().splitlines(keepends=True)
+    copy.event_lines.write_text("".join(lines[:-1]))
+    assert "steps/0004 is there, and no event speaks of what lies in it." in wrong(copy)
+    copy.event_lines.write_text("".join(lines))
+    shutil.copytree(copy.step(1).path, copy.path / "steps" / "0005")
+    assert "steps/0005 is there" in wrong(copy)
+
+
+def test_a_step_on_another_model_than_the_events_say_is_noticed(tmp_path: Path) -> None:
+    """Every digest is right, and yet M(2) was not made from M(1)."""
+    directory, base = begin(tmp_path / "run", FOX, NEON)
+    for request in directory.requests():
+        add_step(directory, request, base, ["fox"], PASSED, previous=0)
+    assert "Step 2 did not begin with the model of step 1" in wrong(directory)
+
+
+def test_a_head_that_was_kept_tells_what_the_run_alone_cannot(copy: RunDirectory) -> None:
+    copy.add_event("exported", model="sha256:0")
+    head = copy.head
+    expunge("verify", copy.path, "--head", head)
+    copy.event_lines.write_text("".join(copy.event_lines.read_text().splitlines(keepends=True)[:-1]))
+    assert verify(copy.path).problems == ()
+    assert "The chain does not go through" in expunge("verify", copy.path, "--head", head, code=1)
+
+
+def _tamper() -> Any:
+    spec = importlib.util.spec_from_file_location("tamper", ROOT / "benchmarks" / "faults" / "tamper.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_random_damage_is_noticed(whole: Run, tmp_path: Path) -> None:
+    """A few of each kind; benchmarks/faults/results/tamper.json has a thousand."""
+    tamper, rng = _tamper(), random.Random(7)
+    for kind in tamper.DAMAGES:
+        for _ in range(4):
+            where = tamper.damaged(rng, whole.directory.path, tmp_path / "copy", kind)
+            assert tamper.noticed(tmp_path / "copy"), (kind, where)
+    assert verify(whole.directory.path).problems == ()
+
+
+def test_the_results_file_tells_of_a_thousand() -> None:
+    result = json.loads((ROOT / "benchmarks" / "faults" / "results" / "tamper.json").read_text())
+    assert result["edits"] == 1000 == result["detected_with_head"]
+    assert result["detected"] + len(result["missed"]) == 1000
+    assert pd.DataFrame(result["kinds"]).T["edits"].sum() == 1000

@@ -1,0 +1,116 @@
+"""A step that the gate does not let pass is trained anew; a withdrawn request leaves no trace. Real processes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from expunge import Run
+from expunge.files import digest_file
+from expunge.stream import verify
+from runs import FAST, command, count_lines, expunge, kill_when
+
+FAILING = (*FAST, "--set", "gate.forget=1.0")
+"""Six optimizer steps forget nothing, so both attempts miss this gate."""
+
+
+@pytest.fixture(scope="module")
+def rejected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "rejected"
+    said = expunge("run", path, "panda", *FAILING, code=1)
+    assert "Step 1 did not pass the gate: UA of panda is" in said
+    assert "strength 1 and 1.5" in said
+    return path
+
+
+def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
+    run = Run(rejected)
+    (record,) = run.records
+    assert record.status == "rejected"
+    assert [a.strength for a in record.attempts] == [1.0, 1.5]
+    assert [a.then for a in record.attempts] == [
+        "trained anew with strength 1.5, because too little was forgotten",
+        "no attempt is left",
+    ]
+    assert all(not a.gate[0].passed for a in record.attempts)
+    (first,) = run.directory.replaced(1)
+    last = run.directory.step(1)
+    assert digest_file(first.prompts) == digest_file(last.prompts)  # only the strength differs
+    assert digest_file(first.weights) != digest_file(last.weights)
+    before = json.loads(first.attempt.read_text())
+    assert record.seconds.train > before["seconds"]["train"]
+    assert record.evaluations.forward == 2 * before["evaluations"]["forward"]
+    events = run.directory.events()
+    assert [e["event"] for e in events] == [
+        "created",
+        "requested",
+        "started",
+        "measured",
+        "retried",
+        "started",
+        "rejected",
+    ]
+    assert events[4]["strength"] == 1.5
+    assert verify(rejected).problems == ()
+    assert "A first attempt with strength 1 missed UA of panda" in (rejected / "report.html").read_text()
+
+
+def test_an_accepted_attempt_needs_no_second_one(finished_run: Path) -> None:
+    assert [len(r.attempts) for r in Run(finished_run).records] == [1, 1]
+    assert verify(finished_run).problems == ()
+
+
+@pytest.mark.slow
+def test_a_retry_that_was_killed_ends_with_the_same_bits(rejected: Path, tmp_path: Path) -> None:
+    run = tmp_path / "killed"
+    arguments = command("run", run, "panda", *FAILING)
+    for reached in (
+        lambda run: (run / "steps/0001/attempt.json").exists(),
+        lambda run: (run / "steps/0001.replaced-1").exists() and count_lines(run / "steps/0001/train.jsonl") >= 3,
+    ):
+        kill_when(arguments, run, reached)
+        arguments = command("resume", run)
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 1, done.stdout + done.stderr
+    for folder in ("0001.replaced-1", "0001"):
+        for name in ("weights.safetensors", "prompts.json", "choices.json", "judgements.parquet"):
+            paths = [path / "steps" / folder / name for path in (run, rejected)]
+            assert digest_file(paths[0]) == digest_file(paths[1]), (folder, name)
+    assert verify(run).problems == ()
+
+
+def test_a_withdrawn_request_leaves_no_trace_in_the_model(finished_run: Path, tmp_path: Path) -> None:
+    """Served and taken back, or taken back before it was served: the next request leads to the same bits."""
+    late = shutil.copytree(finished_run, tmp_path / "late")
+    expunge("withdraw", late, 1, "--reason", "it was a mistake")
+    early = Run.create(tmp_path / "early", requests=["panda", "mosaic"], changes=_changes(finished_run))
+    early.withdraw(1, by="me")
+    early.resume()
+    assert [r.status for r in Run(late).records] == ["withdrawn", "accepted"]
+    assert digest_file(late / "steps/0002/weights.safetensors") == digest_file(early.directory.step(2).weights)
+    kept = late / "steps/0002.replaced-1/weights.safetensors"
+    assert digest_file(kept) == digest_file(finished_run / "steps/0002/weights.safetensors")
+    assert verify(late).problems == verify(early.directory.path).problems == ()
+
+
+def _changes(run: Path) -> dict[str, object]:
+    return Run(run).config.model_dump(mode="json", exclude_none=True, exclude={"schema_", "constraints"})
+
+
+def test_the_card_of_an_export_holds_the_head_and_what_was_measured(finished_run: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(finished_run, tmp_path / "run"))
+    card = (run.export(tmp_path / "clean") / "README.md").read_text()
+    assert run.directory.head in card
+    assert run.config.model.digest in card
+    assert "Requests served: 2" in card
+    assert "request 0002: mosaic" in card
+    metrics = run.records[-1].metrics
+    assert metrics.ira
+    assert f"| {metrics.ira.value:.3f} | {metrics.ira.low:.3f} | {metrics.ira.high:.3f} | {metrics.ira.n} |" in card
+    assert "No proof that a concept is gone" in card
+    expunge("request", run.directory.path, "pumpkin")
+    expunge("verify", run.directory.path, "--head", run.directory.events()[-1]["previous"])
