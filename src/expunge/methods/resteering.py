@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import torch
 from pydantic import Field, model_validator
@@ -60,12 +60,15 @@ class ResteeringConfig(MappingConfig):
             own work in every step, and the errors of earlier steps are not copied into later ones.
         strength: multiplies the weights of the losses that forget; the one knob most people touch.
         lambda_unlearn: weight of the re-steering loss.
+        along: whose pictures re-steering sees: "forget", latents painted for the forget prompts, as published; or "both", as
+            many painted for their mapping prompts beside them: the way that a student takes which has learned its lesson.
         t_min, t_max: training indices between which re-steering acts, both inclusive.
     """
 
     teacher: TeacherName = "previous"
     strength: float = Field(1.0, gt=0)
     lambda_unlearn: float = Field(gt=0)
+    along: Literal["forget", "both"] = "forget"
     t_min: Time = 0
     t_max: Time
 
@@ -95,7 +98,8 @@ class Scenes:
 
 @dataclass(frozen=True)
 class Aim:
-    """A loss in words: on x_t of its scenes' prompt i the student is told prompt i, and the teacher one of targets i.
+    """A loss in words: on x_t that was painted for its scenes' prompt i, the student is told prompt i, and the teacher one of
+    targets i.
 
     Attributes:
         loss: its name.
@@ -221,10 +225,15 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
 
 
 def resteer(config: ResteeringConfig, context: StepContext, loss: str, role: str, choices: Sequence[Choice]) -> Aim:
-    """Forget prompts to their mapping prompts, on latents of the forget prompts."""
+    """Forget prompts to their mapping prompts, on latents of the forget prompts, or of both."""
     forget = [c.forget for c in choices]
-    scenes = Scenes(role, forget, context.replay.forget_latents, (config.t_min, config.t_max))
-    return Aim(loss, scenes, forget, [[m.prompt for m in c.mapping] for c in choices])
+    targets = [[m.prompt for m in c.mapping] for c in choices]
+    painted = list(forget)
+    if config.along == "both":
+        painted += [first for first, *_ in targets]
+        forget, targets = forget * 2, targets * 2
+    scenes = Scenes(role, painted, context.replay.forget_latents, (config.t_min, config.t_max))
+    return Aim(loss, scenes, forget, targets)
 
 
 def record_of(
