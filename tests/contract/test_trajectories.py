@@ -66,6 +66,23 @@ def test_points_lie_on_the_way_and_are_drawn_once_before_any_comes_again(backbon
         _prepared(backbone, t_min=3, t_max=4)
 
 
+def test_resteering_along_both_also_follows_the_mapping_prompts_own_way(backbone: Backbone) -> None:
+    _, state, _ = _prepared(backbone, along="both", mapping_targets=1)
+    points, term, targets = state.replays["forget"], state.terms["unlearn"], state.targets["unlearn"]
+    assert isinstance(points, Trajectories)
+    count = len(term.prompts) // 2
+    theirs = points.prompts >= count
+    assert 0 < theirs.sum() < len(theirs)
+    scale = points.predictions.abs().max()
+    apart = (targets - points.predictions).abs().amax((1, 2, 3)) / scale
+    assert (apart[theirs] < 1e-4).all()  # painted for the mapping prompt: what was predicted on the way is the target
+    assert (apart[~theirs] > 1e-3).any()
+    forget, again = term.prompts[torch.arange(count)], term.prompts[torch.arange(count, 2 * count)]
+    assert all(
+        torch.equal(forget.tensors[name], again.tensors[name]) for name in forget.tensors
+    )  # told the same in both
+
+
 def test_an_interrupted_step_ends_with_the_same_bits_and_samples_nothing_twice(
     fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
