@@ -184,6 +184,7 @@ class Training:
             text_encoder.load_state_dict(self.text_encoder.state_dict())
         vae = AutoencoderKL.from_config(self.vae.config)
         vae.load_state_dict(self.vae.state_dict())
+        vae.register_to_config(_name_or_path="")  # or the model's digest would depend on the folder it was made in
         pipeline = StableDiffusionPipeline(
             vae=vae,
             text_encoder=text_encoder,
