@@ -91,7 +91,7 @@ def test_the_base_model_against_itself_differs_in_nothing(itself: Path) -> None:
 
 def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: Path, out: Path, tmp_path: Path) -> None:
     """Also the step's weights file, a difference from the base model, and both with the same rows as the run's."""
-    expunge("export", finished_run, tmp_path / "exported")
+    expunge("export", shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "exported")
     step = finished_run / "steps" / "0002"
     run = pd.read_parquet(step / "judgements.parquet").sort_values("row", ignore_index=True)
     record = json.loads((step / "step.json").read_text())
