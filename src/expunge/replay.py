@@ -91,17 +91,17 @@ class Bank:
     seed: int
 
     def draw(self, position: int, count: int) -> tuple[Tensor, Tensor]:
-        rows = torch.tensor([self._row(i) for i in range(position, position + count)])
+        rows = shuffled(position, count, len(self.latents), self.seed)
         return self.latents[rows], self.prompts[rows]
 
-    def _row(self, position: int) -> int:
-        return shuffled(position, len(self.latents), self.seed)
 
-
-def shuffled(position: int, size: int, seed: int) -> int:
-    """The `position`-th of `size` things that are gone through again and again, in an order shuffled anew every time."""
-    epoch, place = divmod(position, size)
-    return int(torch.randperm(size, generator=seeds.generator(seed, "order", epoch))[place])
+def shuffled(position: int, count: int, size: int, seed: int) -> Tensor:
+    """The `count` places `(count,)` from the `position`-th draw on, of `size` things that are gone through again and again, in
+    an order shuffled anew every time."""
+    first, start = divmod(position, size)
+    epochs = range(first, first + -(-(start + count) // size))
+    orders = [torch.randperm(size, generator=seeds.generator(seed, "order", epoch)) for epoch in epochs]
+    return torch.cat(orders)[start : start + count]
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Trajectories:
 
     def draw(self, position: int, count: int) -> Tensor:
         """The places `(count,)` of the points to take."""
-        return torch.tensor([shuffled(i, len(self.t), self.seed) for i in range(position, position + count)])
+        return shuffled(position, count, len(self.t), self.seed)
 
 
 GRIDS = 3

@@ -21,13 +21,13 @@ from expunge.audit.summary import AuditSummary, EvaluatedModel
 from expunge.backbones import Backbone
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, Row, evaluate, find_judge, forget_rows, metrics, retention_rows
+from expunge.evaluation import Protocol, Row, evaluate, find_judge, metrics, protocol_rows
 from expunge.files import canonical_json, digest_bytes, write_json, write_text
 from expunge.hardware import compute_dtype, settled
 from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
-from expunge.stream.directory import write_images, write_table
+from expunge.stream.directory import completed, write_images
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.named import (
     JUDGES,
@@ -227,18 +227,13 @@ class Audit:
         base = backbones.load(self._folder)
         return base, load(self._recognised, base, self._folder)
 
-    def _rows(self) -> list[Row]:
-        rows = [r for q in self.requests for r in forget_rows(self.protocol, self.source, q.concepts[0])]
-        return rows + retention_rows(self.protocol, self.source)
-
     def _judged(
         self, backbone: Backbone, shelf: Shelf, phase: str, progress: Callable[[Progress], None]
     ) -> pd.DataFrame:
         """Judgements of one of the two models for all rows; those that are on disk are not made again."""
-        rows = self._rows()
-        have = pd.read_parquet(shelf.judgements) if shelf.judgements.exists() else None
-        done = set(have["row"]) if have is not None else set()
-        if missing := [row for row in rows if row.id not in done]:
+        rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
+
+        def judge(missing: Sequence[Row]) -> pd.DataFrame:
             backbone.to(PartialState().device)
             table, images = evaluate(
                 backbone,
@@ -255,9 +250,9 @@ class Audit:
             else:
                 write_images(shelf.images, images, table, pictured(table))
                 table["drift"] = drifts(pd.read_parquet(self.base.judgements), self.base.images, table, images)
-            have = table if have is None else pd.concat([have, table], ignore_index=True)
-            write_table(shelf.judgements, have)
-        assert have is not None
+            return table
+
+        have = completed(shelf.judgements, rows, judge)
         return have.set_index("row").loc[[row.id for row in rows]].reset_index()
 
 

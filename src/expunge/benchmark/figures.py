@@ -13,6 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from expunge import files
+from expunge.benchmark.table import knob_points
 
 OUTCOMES = {
     "ua": "forgotten (UA)",
@@ -58,10 +59,9 @@ def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> 
 def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> None:
     """IRA and CRA over UA, one curve per family of variants FAMILY@KNOB; a dotted line where they are compared."""
     kept = {"ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
-    points = table.assign(family=table["variant"].str.partition("@")[0])[table["variant"].str.contains("@")]
     figure, axes = plt.subplots(1, len(kept), figsize=(10, 3.8), sharey=True)
     for ax, (metric, label) in zip(axes, kept.items(), strict=True):
-        for family, part in points.groupby("family", sort=False):
+        for family, part in knob_points(table).groupby("family", sort=False):
             curve = part.groupby("variant")[["ua", metric]].mean().sort_values("ua")
             ax.plot(curve["ua"], curve[metric], marker="o", markersize=4, label=family)
         ax.axvline(ua, color="black", linewidth=1, linestyle=":")

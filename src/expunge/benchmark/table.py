@@ -52,6 +52,12 @@ def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame
     return pd.DataFrame(rows).set_index("variant")
 
 
+def knob_points(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of variants named FAMILY@KNOB, with the column `family`."""
+    points = table[table["variant"].str.contains("@")]
+    return points.assign(family=points["variant"].str.partition("@")[0])
+
+
 def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.DataFrame:
     """Each family's `metric` where its UA is `ua`: erasing less is not preserving better.
 
@@ -64,9 +70,8 @@ def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.Dat
     Returns:
         One row per family and seed, with the column `metric`.
     """
-    points = table[table["variant"].str.contains("@")]
     rows = []
-    for (family, seed), part in points.groupby([points["variant"].str.partition("@")[0], "seed"], sort=False):
+    for (family, seed), part in knob_points(table).groupby(["family", "seed"], sort=False):
         curve = part.groupby("ua")[metric].mean().sort_index()  # of equal UA the mean
         inside = len(curve) > 1 and curve.index[0] <= ua <= curve.index[-1]
         value = float(np.interp(ua, curve.index.to_numpy(), curve.to_numpy())) if inside else np.nan

@@ -150,7 +150,7 @@ def resume(path: RunPath) -> None:
 def accept(
     path: RunPath,
     step: StepNumber,
-    reason: Annotated[str, typer.Option(help="Why; kept in the events.")],
+    reason: Reason,
     by: By,
 ) -> None:
     """Make the model of a step current that the gate did not let pass."""

@@ -3,7 +3,7 @@
 from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen, Subject
 from expunge.evaluation.judges import ClipJudge, VisionLanguageJudge, find_judge
 from expunge.evaluation.metrics import Value
-from expunge.evaluation.protocol import Protocol, Row, SamplerConfig, forget_rows, retention_rows
+from expunge.evaluation.protocol import Protocol, Row, SamplerConfig, forget_rows, protocol_rows, retention_rows
 from expunge.evaluation.run import Images, evaluate, paint
 
 __all__ = [
@@ -24,5 +24,6 @@ __all__ = [
     "find_judge",
     "forget_rows",
     "paint",
+    "protocol_rows",
     "retention_rows",
 ]

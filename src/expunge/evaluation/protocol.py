@@ -150,6 +150,12 @@ def forget_rows(protocol: Protocol, source: PromptSource, concept: Concept) -> l
     return _rows(protocol, source, "forget", [concept.name], protocol.between.forget, protocol.final.forget)
 
 
+def protocol_rows(protocol: Protocol, source: PromptSource, concepts: Iterable[Concept]) -> list[Row]:
+    """All rows of a model that was asked to forget `concepts`: each concept's own, then those of retention."""
+    forget = [row for concept in concepts for row in forget_rows(protocol, source, concept)]
+    return [*forget, *retention_rows(protocol, source)]
+
+
 def batches(rows: Sequence[Row], size: int) -> Iterable[Sequence[Row]]:
     """Fixed batches: rows of one level and role (and one concept, where it is to be forgotten) are painted together."""
     groups: dict[tuple[str, ...], list[Row]] = {}

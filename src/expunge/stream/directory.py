@@ -19,7 +19,7 @@ from PIL import Image
 
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Images
+from expunge.evaluation import Images, Row
 from expunge.files import (
     append_line,
     canonical_json,
@@ -156,6 +156,28 @@ def write_table(path: Path, table: pd.DataFrame, announce: Callable[[str], None]
     with replacing(path) as temporary:
         table.to_parquet(temporary, index=False)
         announce(digest_file(temporary))
+
+
+def completed(
+    path: Path,
+    rows: Sequence[Row],
+    judge: Callable[[Sequence[Row]], pd.DataFrame],
+    announce: Callable[[str, pd.DataFrame], None] = lambda digest, table: None,
+) -> pd.DataFrame:
+    """The judgements stored at `path`, after those of `rows` that are not there yet were judged and stored with them.
+
+    Args:
+        announce: told the digest of the new file and what is in it, before the file is in its place.
+    """
+    have = pd.read_parquet(path) if path.exists() else None
+    done = set(have["row"]) if have is not None else set()
+    if missing := [row for row in rows if row.id not in done]:
+        table = judge(missing)
+        whole = table if have is None else pd.concat([have, table], ignore_index=True)
+        write_table(path, whole, lambda digest: announce(digest, whole))
+        return whole
+    assert have is not None
+    return have
 
 
 def write_images(folder: Path, images: Images, table: pd.DataFrame, rows: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from expunge import backbones, iconworld
 from expunge.backbones import Backbone
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError, nearest
-from expunge.evaluation import Judge, Protocol, find_judge, forget_rows, retention_rows
+from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
 from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
 from expunge.stream.config import PromptsConfig
 
@@ -73,6 +73,5 @@ def check_solver(solver: str, backbone: type[Backbone]) -> None:
 def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:
     """Whether the protocol's judge can answer for every picture that `concepts` will lead to."""
     judge = find_judge(protocol.judge, JUDGES)
-    rows = [row for concept in concepts for row in forget_rows(protocol, source, concept)]
-    rows += retention_rows(protocol, source)
+    rows = protocol_rows(protocol, source, concepts)
     judge.check([row.question for row in rows], backbones.picture_size(folder))

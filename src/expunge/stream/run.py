@@ -279,8 +279,8 @@ class Run:
     def backbone(self) -> Backbone:
         """The current model, loaded."""
         backbone = self._load()
-        if self.current_weights is not None:
-            changed = {n: v.float() for n, v in load_tensors(self.current_weights).items()}
+        if weights := self.current_weights:
+            changed = {n: v.float() for n, v in load_tensors(weights).items()}
             backbone.denoiser.load_state_dict(changed, strict=False)
         return backbone
 
@@ -290,15 +290,15 @@ class Run:
         Raises:
             ExpungeError: when no step was accepted yet, or `folder` exists and is not empty.
         """
-        target = Path(folder)
-        if self.current_weights is None:
+        target, weights = Path(folder), self.current_weights
+        if weights is None:
             raise ExpungeError("No step was accepted yet, so there is nothing to export.")
         if target.exists() and any(target.iterdir()):
             raise ExpungeError(f"{target} is not empty. Choose another folder.")
         temporary = target.with_name(f".{target.name}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.copytree(self._folder, temporary)
-        backbones.replace_denoiser(temporary, load_tensors(self.current_weights))
+        backbones.replace_denoiser(temporary, load_tensors(weights))
         self.directory.add_event("exported", model=backbones.model_digest(temporary))
         write_text(temporary / "README.md", self._card())
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from expunge.backbones import Backbone, Evaluations
 from expunge.concepts import Concept, Request
 from expunge.engine import StepLog, train
 from expunge.errors import ExpungeError
-from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, forget_rows, metrics, retention_rows
+from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, metrics, protocol_rows
 from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
 from expunge.memory import held_bytes, peak_memory
@@ -32,7 +32,15 @@ from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
 from expunge.stream import gate
 from expunge.stream.config import RunConfig
-from expunge.stream.directory import RunDirectory, StepDirectory, digest_images, now, write_images, write_table
+from expunge.stream.directory import (
+    RunDirectory,
+    StepDirectory,
+    completed,
+    digest_images,
+    now,
+    write_images,
+    write_table,
+)
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.summary import Attempt, EvaluationCounts, Seconds, StepRecord, Training, measure
 
@@ -72,8 +80,7 @@ class Workshop:
         self.backbone.denoiser.load_state_dict({n: v.float() for n, v in tensors.items()})
 
     def rows(self, concepts: Sequence[Concept], level: str) -> list[Row]:
-        rows = [r for c in concepts for r in forget_rows(self.protocol, self.source, c)]
-        rows += retention_rows(self.protocol, self.source)
+        rows = protocol_rows(self.protocol, self.source, concepts)
         return [r for r in rows if level == "final" or r.level == "between"]
 
 
@@ -168,19 +175,19 @@ def _earlier(shop: Workshop, step: StepDirectory) -> StepRecord | None:
 
 def base_judgements(shop: Workshop, concepts: Sequence[Concept], level: str) -> pd.DataFrame:
     """Judgements of M(0) for all rows that are needed, painted once and kept."""
-    path = shop.directory.base_judgements
-    have = pd.read_parquet(path) if path.exists() else None
-    done = set(have["row"]) if have is not None else set()
-    missing = [row for row in shop.rows(concepts, level) if row.id not in done]
-    if missing:
+    directory = shop.directory
+
+    def judge(missing: Sequence[Row]) -> pd.DataFrame:
         shop.put(None)
         table, images = _judge(shop, 0, missing)
-        write_images(shop.directory.base_images, images, table, list(images))
-        have = table if have is None else pd.concat([have, table], ignore_index=True)
-        pictures = digest_images(shop.directory.base_images, have)
-        write_table(path, have, lambda digest: shop.directory.add_event("measured", judgements=digest, images=pictures))
-    assert have is not None
-    return have
+        write_images(directory.base_images, images, table, list(images))
+        return table
+
+    def announce(digest: str, table: pd.DataFrame) -> None:
+        pictures = digest_images(directory.base_images, table)
+        directory.add_event("measured", judgements=digest, images=pictures)
+
+    return completed(directory.base_judgements, shop.rows(concepts, level), judge, announce)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------------
@@ -230,7 +237,8 @@ def _train(
     shop.put(None if method.teacher == "base" else previous)
     predictor = PREDICTORS[config.train.engine]
     teacher = predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
-    shop.put(previous)
+    if method.teacher == "base":
+        shop.put(previous)
     context = StepContext(
         backbone=backbone,
         teacher=teacher,
