@@ -12,7 +12,7 @@ from expunge import iconworld
 from expunge.backbones import Backbone, Evaluations
 from expunge.constraints import L2, L2Config
 from expunge.engine import TrainConfig, train
-from expunge.methods import METHODS, StepContext
+from expunge.methods import METHODS, Earlier, StepContext
 from expunge.reference import PREDICTORS, EngineName
 from expunge.replay import ReplayConfig
 
@@ -26,6 +26,12 @@ SMALL: dict[str, dict[str, Any]] = {
 """{method: a configuration that runs in a second}; every registered method has one."""
 
 
+def earlier(*names: str, seed: int = 1, **told: Any) -> Earlier:
+    """A step that forgot the concepts `names` of the built-in vocabulary."""
+    vocabulary = iconworld.vocabulary()
+    return Earlier(seed, tuple(vocabulary.concept(name) for name in names), **told)
+
+
 def context(
     backbone: Backbone, *, seed: int = 0, batch_size: int = 4, engine: EngineName = "fast", **changes: Any
 ) -> StepContext:
@@ -36,7 +42,7 @@ def context(
         "teacher": PREDICTORS[engine](backbone, backbone.copy_denoiser(torch.float32), Evaluations()),
         "source": vocabulary,
         "concepts": (vocabulary.concept("fox"),),
-        "forgotten": (vocabulary.concept("neon"),),
+        "earlier": (earlier("neon"),),
         "held_out": frozenset({"cat"}),
         "replay": ReplayConfig(steps=2, forget_latents=2, retain_latents=1, batch_size=4),
         "seed": seed,

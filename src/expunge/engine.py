@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, save_tensors, write_text
-from expunge.hardware import Precision, settled
+from expunge.hardware import Precision, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import EngineName, Regularized
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
@@ -229,8 +229,9 @@ def _backward(
     for micro in range(config.accumulation):
         position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
         last = micro == config.accumulation - 1
+        attention = _attention(student, config)
         with nullcontext() if last else accelerator.no_sync(denoiser):
-            with accelerator.autocast():
+            with accelerator.autocast(), attention:
                 losses = method.losses(method.batch(state, position, student), student, teacher, state)
             total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
             accelerator.backward(total / config.accumulation)
@@ -295,6 +296,13 @@ def _check_of_step(done: int, checks: Sequence[Check]) -> dict[str, float] | Non
         return None
     last = relative(checks)[-1]
     return {"forget": last.forget, "retain": last.retain}
+
+
+def _attention(student: Predictor, config: TrainConfig) -> AbstractContextManager[None]:
+    if config.engine == "reference":
+        return nullcontext()
+    _, height, width = student.backbone.latent_shape
+    return trained_attention(student.backbone.device, height * width)
 
 
 def _check_finite(values: Mapping[str, float], step: int) -> None:

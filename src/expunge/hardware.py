@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Literal
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.errors import ExpungeError
 
@@ -24,6 +26,20 @@ def has_bfloat16(device: torch.device) -> bool:
     processor = Path("/proc/cpuinfo")
     flags = set(processor.read_text().split()) if processor.exists() else set[str]()
     return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+PLAIN_ATTENTION_POSITIONS = 1024
+"""Latents of no more positions than this are trained with plain attention on a CPU."""
+
+
+def trained_attention(device: torch.device, positions: int) -> AbstractContextManager[None]:
+    """The attention that is quick to train, for a forward pass over latents of `positions` positions each.
+
+    On a CPU the backward pass of the fused kernel takes longer than that of plain products, which hold the matrix of all
+    pairs of positions: that is little for small latents, and gigabytes for those of a full-size model.
+    """
+    plain = device.type == "cpu" and positions <= PLAIN_ATTENTION_POSITIONS
+    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
 def settled(precision: Precision) -> Precision:

@@ -10,8 +10,9 @@ distances are paired and few draws suffice to order them. Distances are comparab
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,6 +37,12 @@ class Choice:
     forget: str
     mapping: tuple[Candidate, ...]
     distances: tuple[float, ...] = ()
+
+    @classmethod
+    def read(cls, kept: Mapping[str, Any]) -> Self:
+        """As `dataclasses.asdict` wrote it."""
+        mapping = tuple(Candidate(**candidate) for candidate in kept["mapping"])
+        return cls(kept["id"], kept["forget"], mapping, tuple(kept["distances"]))
 
 
 def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) -> Draws:
@@ -76,10 +83,16 @@ def rank(
 def choose_mapping(
     predict: Predictor, prompts: Sequence[ForgetPrompt], draws: Draws, batch_size: int, targets: int = 1
 ) -> list[Choice]:
-    """For each forget prompt the `targets` candidates nearest in score distance (the first, where two are equally near)."""
+    """For each forget prompt the `targets` candidates nearest in score distance (the first, where two are equally near).
+
+    A single candidate is not scored, and its choice has no distances.
+    """
     encode = predict.backbone.encode
     choices = []
     for prompt in prompts:
+        if len(prompt.candidates) == 1:
+            choices.append(Choice(prompt.id, prompt.prompt, prompt.candidates))
+            continue
         conditioning = encode([c.prompt for c in prompt.candidates])
         distances = score_distances(predict, encode([prompt.prompt]), conditioning, draws, batch_size)
         nearest = distances.argsort(stable=True)[:targets].tolist()

@@ -8,7 +8,8 @@ would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -127,6 +128,22 @@ class Trajectories:
     def draw(self, position: int, count: int) -> Tensor:
         """The places `(count,)` of the points to take."""
         return shuffled(position, count, len(self.t), self.seed)
+
+    def only(self, prompts: Sequence[int]) -> tuple[Trajectories, Tensor]:
+        """The points of these prompts alone, which are then counted in the given order; and where they stood `(m,)`."""
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        numbers = torch.tensor([number.get(prompt, -1) for prompt in self.prompts.tolist()])
+        places = torch.nonzero(numbers >= 0).flatten()
+        latents, t, predictions = (x[places] for x in (self.latents, self.t, self.predictions))
+        return Trajectories(latents, t, numbers[places], predictions, self.seed), places
+
+
+def joined(parts: Sequence[tuple[Trajectories, int]], seed: int) -> Trajectories:
+    """The points of all `parts`, each given with the number of its prompts, which are counted on."""
+    latents, t, predictions = (torch.cat([getattr(p, n) for p, _ in parts]) for n in ("latents", "t", "predictions"))
+    starts = itertools.accumulate((count for _, count in parts), initial=0)
+    prompts = torch.cat([points.prompts + start for (points, _), start in zip(parts, starts, strict=False)])
+    return Trajectories(latents, t, prompts, predictions, seed)
 
 
 GRIDS = 3

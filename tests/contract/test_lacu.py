@@ -18,7 +18,7 @@ from expunge.methods.lacu import Lacu, LacuConfig
 from expunge.methods.resteering import State, matching_loss
 from expunge.prompts import Candidate, ForgetPrompt
 from expunge.replay import Bank, FreshReplay, ReplayConfig, Sampler, fill_bank
-from steps import SMALL, context
+from steps import SMALL, context, earlier
 
 
 def test_the_loss_is_a_mean_of_squares() -> None:
@@ -42,10 +42,11 @@ def test_drawing_one_of_several_targets_has_the_gradient_of_their_mean() -> None
 
 
 def test_one_joined_pass_gives_what_separate_passes_give(backbone: Backbone) -> None:
-    method, state, teacher = _prepared(backbone, lambda_empty=1.0, lambda_again=1.0, mapping_targets=2)
+    told = {"earlier": (earlier("apple"),)}
+    method, state, teacher = _prepared(backbone, told, lambda_empty=1.0, lambda_again=1.0, mapping_targets=2)
     student = Predictor(backbone, backbone.denoiser, Evaluations())
     batch = method.batch(state, Position(0), student)
-    forget, retain, earlier = (batch[role] for role in ("forget", "retain", "again"))
+    forget, retain, former = (batch[role] for role in ("forget", "retain", "again"))
     unlearn, again = state.terms["unlearn"], state.terms["again"]
     empty = backbone.encode([""] * len(retain.t))
     with torch.no_grad():
@@ -56,8 +57,8 @@ def test_one_joined_pass_gives_what_separate_passes_give(backbone: Backbone) -> 
                 teacher(forget.latents, forget.t, unlearn.aimed(forget)),
             ),
             "again": matching_loss(
-                student(earlier.latents, earlier.t, again.told(earlier)),
-                teacher(earlier.latents, earlier.t, again.aimed(earlier)),
+                student(former.latents, former.t, again.told(former)),
+                teacher(former.latents, former.t, again.aimed(former)),
             ),
             "empty": matching_loss(student(retain.latents, retain.t, empty), teacher(retain.latents, retain.t, empty)),
         }
@@ -190,7 +191,7 @@ def test_a_bank_drawn_once_has_the_losses_of_fresh_replay(backbone: Backbone) ->
 
 
 def test_fresh_replay_is_sampled_anew_from_its_position(backbone: Backbone) -> None:
-    _, state, _ = _prepared(backbone, replay=ReplayConfig(source="fresh", steps=2))
+    _, state, _ = _prepared(backbone, {"replay": ReplayConfig(source="fresh", steps=2)})
     replay = state.replays["forget"]
     assert isinstance(replay, FreshReplay)
     first, again, later = (replay.draw(position, 3)[0] for position in (0, 0, 3))
@@ -198,9 +199,9 @@ def test_fresh_replay_is_sampled_anew_from_its_position(backbone: Backbone) -> N
     assert not torch.equal(first, later)
 
 
-def _prepared(backbone: Backbone, replay: ReplayConfig | None = None, **changes: Any) -> tuple[Lacu, State, Predictor]:
+def _prepared(backbone: Backbone, told: dict[str, Any] | None = None, **changes: Any) -> tuple[Lacu, State, Predictor]:
     method = Lacu(LacuConfig(**{**SMALL["lacu"], **changes}))
-    step = context(backbone, **({"replay": replay} if replay else {}))
+    step = context(backbone, **(told or {}))
     state, _ = method.prepare(step)
     return method, state, step.teacher
 

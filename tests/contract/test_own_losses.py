@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from expunge.backbones import Backbone, Evaluations, Predictor, load
-from expunge.methods import METHODS, Position, StepContext
+from expunge.methods import METHODS, Earlier, Position, StepContext
 from expunge.prompts import Vocabulary
 from steps import SMALL, context, run_step
 
@@ -64,8 +64,8 @@ def _served(model: Path, folder: Path, **changes: float) -> tuple[dict[str, floa
         "parameters": "cross-attention",
     }
     told: dict[str, Any] = {"source": VOCABULARY, "held_out": frozenset()}
-    run_step(backbone, folder / "dog", served={**told, "concepts": (dog,), "forgotten": ()}, **train)
-    told |= {"concepts": (apple,), "forgotten": (dog,)}
+    run_step(backbone, folder / "dog", served={**told, "concepts": (dog,), "earlier": ()}, **train)
+    told |= {"concepts": (apple,), "earlier": (Earlier(1, (dog,)),)}
     step = context(backbone, **told)
     before = _losses(backbone, step)
     run_step(backbone, folder / "apple", served=told, changes={"again_prompts": 4, **changes}, **train)

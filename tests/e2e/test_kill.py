@@ -15,7 +15,7 @@ from expunge.files import digest_file
 from runs import FAST, command, count_lines, expunge, kill_when, process
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "while latents are replayed": lambda run: (run / "steps/0001/state/replay-forget.safetensors").exists(),
+    "while latents are replayed": lambda run: any((run / "memory").glob("*.safetensors")),
     "inside training, after a checkpoint": lambda run: count_lines(run / "steps/0001/train.jsonl") >= 3,
     "after the weights, before the judgements": lambda run: (run / "steps/0001/weights.safetensors").exists(),
     "between the steps": lambda run: (run / "steps/0001/step.json").exists(),

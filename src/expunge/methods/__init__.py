@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from expunge.methods.base import GradientMethod, MethodConfig, Position, Record, StepContext
+from expunge.methods.base import Earlier, GradientMethod, MethodConfig, Position, Record, StepContext
 from expunge.methods.dfr import Dfr
 from expunge.methods.lacu import Lacu
 from expunge.methods.naive import Naive
@@ -13,4 +13,4 @@ METHODS: dict[str, type[GradientMethod[Any, Any]]] = {
     "naive": Naive,
 }
 
-__all__ = ["METHODS", "GradientMethod", "MethodConfig", "Position", "Record", "StepContext"]
+__all__ = ["METHODS", "Earlier", "GradientMethod", "MethodConfig", "Position", "Record", "StepContext"]

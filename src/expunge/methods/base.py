@@ -21,6 +21,7 @@ from torch import Tensor
 from expunge import seeds
 from expunge.backbones import Backbone, Predictor
 from expunge.concepts import Concept
+from expunge.locality import Choice
 from expunge.prompts import PromptSource
 from expunge.replay import ReplayConfig
 
@@ -51,18 +52,35 @@ class Position:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An accepted step before this one.
+
+    Attributes:
+        seed: its seed.
+        concepts: what it forgot.
+        near: {concept: the names near it, nearest first, as its own step ranked them}.
+        choices: its forget prompts with their mapping prompts, as they were last chosen.
+    """
+
+    seed: int
+    concepts: tuple[Concept, ...]
+    near: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    choices: Sequence[Choice] = ()
+
+
+@dataclass(frozen=True)
 class StepContext:
     """All that a method may see of a step.
 
     Attributes:
         teacher: M(k-1) or M(0), as the method asks for, frozen.
         concepts: what this step must forget.
-        forgotten: what earlier steps forgot.
-        ranked: {concept of an earlier step: the names near it, nearest first, as its own step ranked them}.
+        earlier: the steps that led to M(k-1), in order.
         held_out: names that must never be trained on (evaluation neighbours).
         seed: seed of this step; every draw derives from it and a label.
         batch_size: rows of each role per micro-batch.
         folder: where work worth keeping over a crash may be stored; None for nowhere.
+        memory: where what M(0) painted may be stored for later steps, which ask it the same again; None for nowhere.
         seconds: {phase: seconds}, filled by `phase`.
         progress: told (what, done, of how many) during long preparations.
     """
@@ -71,15 +89,20 @@ class StepContext:
     teacher: Predictor
     source: PromptSource
     concepts: tuple[Concept, ...]
-    forgotten: tuple[Concept, ...]
+    earlier: tuple[Earlier, ...]
     held_out: frozenset[str]
     replay: ReplayConfig
     seed: int
     batch_size: int
-    ranked: Mapping[str, Sequence[str]] = field(default_factory=dict)
     folder: Path | None = None
+    memory: Path | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Callable[[str, int, int], None] = lambda what, done, of: None
+
+    @property
+    def forgotten(self) -> tuple[Concept, ...]:
+        """What earlier steps forgot."""
+        return tuple(c for step in self.earlier for c in step.concepts)
 
     @property
     def off_limits(self) -> frozenset[str]:

@@ -14,8 +14,7 @@ of ours are off unless asked for:
 - Guidance subtracts the prediction for the empty prompt, and the published losses hold it by the regularization alone.
   `empty` holds it where guidance asks for it: on latents of pictures that must stay.
 - f' are prompts for concepts that earlier steps forgot. Nothing in the published losses keeps these forgotten; `again`
-  re-steers them in every later step. Their mapping prompts g' are chosen anew: score distance mostly finds the former ones
-  by itself, since M(k-1) predicts nearly the same for both, unless these have been forgotten since.
+  re-steers them in every later step (expunge/methods/again.py).
 
 `strength` multiplies both losses that forget.
 
@@ -26,10 +25,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from expunge.locality import Choice
+from expunge.methods.again import steer_again
 from expunge.methods.base import Record, StepContext
 from expunge.methods.mapping import Count, pairs
-from expunge.methods.resteering import Aim, Resteering, ResteeringConfig, Scenes, Weight, record_of, resteer
+from expunge.methods.resteering import (
+    Aim,
+    Resteering,
+    ResteeringConfig,
+    Scenes,
+    Weight,
+    record_of,
+    replay_seed,
+    resteer,
+)
 from expunge.methods.retain import RetainConfig, retain_prompts
 
 
@@ -40,7 +48,8 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
         lambda_preserve: weight of the distillation loss on retain prompts.
         lambda_empty: weight of the distillation loss on the empty prompt.
         lambda_again: weight of re-steering what earlier steps forgot.
-        again_prompts: forget prompts of all earlier concepts together, equally many for each and at least one.
+        again_prompts: forget prompts of all earlier concepts together, equally many for each. Where there are more concepts
+            than prompts, every step draws which of them have their turn.
     """
 
     lambda_preserve: Weight
@@ -68,17 +77,13 @@ class Continual(Resteering):
     def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
         config, weights = self.config, self.weights
         near, choices = pairs(config, context, context.concepts, config.forget_prompts)
-        aims = [resteer(config, context, "unlearn", "forget", choices)]
+        aims = [resteer(config, context, choices)]
         retain: list[str] = []
         if weights.keys() & {"preserve", "empty"}:
             retain = [p for c in context.concepts for p in retain_prompts(config, context, c, list(near[c.name]))]
-        scenes = Scenes("retain", retain, context.replay.retain_latents)
+        scenes = Scenes("retain", retain, context.replay.retain_latents, replay_seed(context.seed, "retain"))
         for loss, prompts in (("preserve", retain), ("empty", [""] * len(retain))):
             if loss in weights:
                 aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
-        again: list[Choice] = []
-        if context.forgotten and "again" in weights:
-            count = max(1, config.again_prompts // len(context.forgotten))
-            _, again = pairs(config, context, context.forgotten, count)
-            aims.append(resteer(config, context, "again", "again", again))
-        return aims, record_of(choices, near, retain, again)
+        again = steer_again(config, context, config.again_prompts if "again" in weights else 0)
+        return [*aims, *again.aims], record_of(choices, near, retain, again.used, again.renewed)

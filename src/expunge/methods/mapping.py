@@ -95,13 +95,19 @@ def pairs(
 def check_leaks(context: StepContext, kind: str, prompts: Sequence[str]) -> None:
     """Mapping and retain prompts must speak of nothing that is or was forgotten."""
     for prompt in prompts:
-        for concept in (*context.concepts, *context.forgotten):
-            if name := mentions(prompt, concept):
-                raise ExpungeError(f"The {kind} prompt {prompt!r} speaks of {name!r}, which must be forgotten.")
+        if name := leak(context, prompt):
+            raise ExpungeError(f"The {kind} prompt {prompt!r} speaks of {name!r}, which must be forgotten.")
+
+
+def leak(context: StepContext, prompt: str) -> str | None:
+    """The first name in `prompt` of what is or was forgotten."""
+    gone = (*context.concepts, *context.forgotten)
+    return next((name for concept in gone if (name := mentions(prompt, concept))), None)
 
 
 def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
-    earlier = context.ranked.get(concept.name)  # ranking every earlier concept anew would make each step cost more
+    # Ranking every earlier concept anew would make each step cost more than the one before.
+    earlier = next((step.near[concept.name] for step in context.earlier if concept.name in step.near), None)
     names = [n for n in earlier or context.source.related(concept) if n not in context.off_limits]
     if not names:
         raise ExpungeError(f"No concept is left that could replace {concept.name!r} or be retained beside it.")

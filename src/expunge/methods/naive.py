@@ -43,4 +43,4 @@ class Naive(Resteering):
     def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
         config = self.config
         near, choices = pairs(config, context, context.concepts, config.forget_prompts)
-        return [resteer(config, context, "unlearn", "forget", choices)], record_of(choices, near)
+        return [resteer(config, context, choices)], record_of(choices, near)

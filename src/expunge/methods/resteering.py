@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 import torch
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from expunge import seeds
 from expunge.backbones import Conditioning, Predictor, Prompts
+from expunge.files import canonical_json, digest_bytes
 from expunge.locality import Choice
 from expunge.methods.base import GradientMethod, Position, Record, StepContext, TeacherName
 from expunge.methods.mapping import MappingConfig, Neighbours
@@ -34,6 +36,7 @@ from expunge.replay import (
     Sampler,
     Trajectories,
     fill_bank,
+    joined,
     kept_bank,
     kept_tensors,
     kept_trajectories,
@@ -87,19 +90,25 @@ class Scenes:
         role: a name; losses with the same role see the same x_t.
         prompts: what x_0 is painted for.
         latents: latents of each prompt in a bank.
+        seed: of the noise that painting starts from.
         times: least and greatest training index, both inclusive.
+        picked: places of the prompts whose x_t are used; None for all.
+        lasting: whether later steps will ask for the same scenes.
     """
 
     role: str
     prompts: Sequence[str]
     latents: int
+    seed: int
     times: tuple[int, int] = (0, 999)
+    picked: Sequence[int] | None = None
+    lasting: bool = False
 
 
 @dataclass(frozen=True)
 class Aim:
     """A loss in words: on x_t that was painted for its scenes' prompt i, the student is told prompt i, and the teacher one of
-    targets i.
+    targets i. Aims of one loss are added up: its rows are drawn from the scenes of all.
 
     Attributes:
         loss: its name.
@@ -115,6 +124,22 @@ class Aim:
     def distils(self) -> bool:
         """Whether student and teacher are told the same."""
         return [[prompt] for prompt in self.prompts] == [list(targets) for targets in self.targets]
+
+    def narrowed(self) -> Aim:
+        """The same of the picked prompts alone."""
+        if self.scenes.picked is None:
+            return self
+        picked = self.scenes.picked
+        painted = replace(self.scenes, prompts=[self.scenes.prompts[i] for i in picked], picked=None)
+        return Aim(self.loss, painted, [self.prompts[i] for i in picked], [self.targets[i] for i in picked])
+
+    @staticmethod
+    def together(aims: Sequence[Aim], seed: int) -> Aim:
+        """Aims of one loss as one, whose scenes are painted from `seed`."""
+        painted = [prompt for aim in aims for prompt in aim.scenes.prompts]
+        prompts = [prompt for aim in aims for prompt in aim.prompts]
+        targets = [each for aim in aims for each in aim.targets]
+        return Aim(aims[0].loss, replace(aims[0].scenes, prompts=painted, seed=seed), prompts, targets)
 
 
 @dataclass(frozen=True)
@@ -189,15 +214,20 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
     def prepare(self, context: StepContext) -> tuple[State, Record]:
         with context.phase("choose"):
             aims, record = self.aims(context)
-            terms = {aim.loss: Term.of(aim, context.teacher.encode) for aim in aims}
-        scenes = {aim.scenes.role: aim.scenes for aim in aims}
+            roles = {aim.loss: aim.scenes.role for aim in aims}
+            used = [
+                Aim.together([a.narrowed() for a in aims if a.loss == loss], replay_seed(context.seed, role))
+                for loss, role in roles.items()
+            ]
+            terms = {aim.loss: Term.of(aim, context.teacher.encode) for aim in used}
+        scenes = {aim.scenes.role: aim.scenes for aim in used}
         with context.phase("replay"):
-            replays = {role: _replay(context, s) for role, s in scenes.items()}
-            targets = {
-                aim.loss: _targets(context, aim, terms[aim.loss], points)
-                for aim in aims
-                if isinstance(points := replays[aim.scenes.role], Trajectories)
-            }
+            replays: Mapping[str, Replay | Trajectories]
+            if context.replay.source == "trajectory":
+                # With a memory what is used is a part of what an earlier step painted; without, nothing else is painted.
+                replays, targets = _recorded(context, aims if context.memory else used)
+            else:
+                replays, targets = {role: _replay(context, s) for role, s in scenes.items()}, {}
         times = {role: s.times for role, s in scenes.items()}
         return State(context.teacher, terms, replays, targets, times, context.batch_size, context.seed), record
 
@@ -224,70 +254,148 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
         return {name: matching_loss(ours, theirs) for name, ours, theirs in pairs}
 
 
-def resteer(config: ResteeringConfig, context: StepContext, loss: str, role: str, choices: Sequence[Choice]) -> Aim:
-    """Forget prompts to their mapping prompts, on latents of the forget prompts, or of both."""
+def resteer(
+    config: ResteeringConfig,
+    context: StepContext,
+    choices: Sequence[Choice],
+    *,
+    loss: str = "unlearn",
+    role: str = "forget",
+    seed: int | None = None,
+    picked: Sequence[int] | None = None,
+) -> Aim:
+    """Forget prompts to their mapping prompts, on latents of the forget prompts, or of both.
+
+    Args:
+        seed: of the step that chose them; None for this one.
+        picked: places of the choices that are used; None for all.
+    """
     forget = [c.forget for c in choices]
     targets = [[m.prompt for m in c.mapping] for c in choices]
     painted = list(forget)
     if config.along == "both":
         painted += [first for first, *_ in targets]
         forget, targets = forget * 2, targets * 2
-    scenes = Scenes(role, painted, context.replay.forget_latents, (config.t_min, config.t_max))
+        picked = picked and [*picked, *(place + len(choices) for place in picked)]
+    seed = replay_seed(context.seed if seed is None else seed, "forget")
+    times = (config.t_min, config.t_max)
+    scenes = Scenes(role, painted, context.replay.forget_latents, seed, times, picked, lasting=True)
     return Aim(loss, scenes, forget, targets)
 
 
+def replay_seed(step_seed: int, role: str) -> int:
+    """The seed of what is painted in a role of a step."""
+    return seeds.derive(step_seed, "replay", role)
+
+
 def record_of(
-    choices: Sequence[Choice], near: Mapping[str, Neighbours], retain: Sequence[str] = (), again: Sequence[Choice] = ()
+    choices: Sequence[Choice],
+    near: Mapping[str, Neighbours],
+    retain: Sequence[str] = (),
+    again: Sequence[Choice] = (),
+    renewed: Mapping[str, Sequence[Choice]] = {},
 ) -> Record:
-    """What a step was trained on; `again` are the choices for concepts that earlier steps forgot."""
+    """What a step was trained on.
+
+    Args:
+        again: the choices that were used for concepts that earlier steps forgot.
+        renewed: {such a concept: all its choices}, where those of its own step could not stay.
+    """
     return Record(
         prompts={
             "forget": [{"id": c.id, "prompt": c.forget} for c in choices for _ in c.mapping],
             "mapping": [{"id": c.id, "prompt": m.prompt} for c in choices for m in c.mapping],
             "retain": list(retain),
         },
-        choices={"neighbours": near, "mapping": [asdict(c) for c in choices], "again": [asdict(c) for c in again]},
+        choices={
+            "neighbours": near,
+            "mapping": [asdict(c) for c in choices],
+            "again": [asdict(c) for c in again],
+            "renewed": {concept: [asdict(c) for c in chosen] for concept, chosen in renewed.items()},
+        },
     )
 
 
-def _replay(context: StepContext, scenes: Scenes) -> Replay | Trajectories:
-    config, backbone = context.replay, context.backbone
-    solver = backbone.replay_solver if config.solver == "published" else config.solver
-    sampler = Sampler(context.teacher, context.teacher.encode(scenes.prompts), config.steps, solver)
-    seed = seeds.derive(context.seed, "replay", scenes.role)
+def _replay(context: StepContext, scenes: Scenes) -> Replay:
+    config = context.replay
+    sampler = _sampler(context, scenes)
+    if config.source == "fresh":
+        return FreshReplay(sampler, scenes.seed)
+    progress = _progress(context, scenes)
     kept = context.file(f"replay-{scenes.role}")
+    return kept_bank(
+        kept, lambda: fill_bank(sampler, scenes.latents, config.batch_size, scenes.seed, progress), scenes.seed
+    )
 
-    def progress(done: int, of: int) -> None:
-        context.progress(f"replay {scenes.role}", done, of)
 
-    match config.source:
-        case "fresh":
-            return FreshReplay(sampler, seed)
-        case "bank":
-            return kept_bank(kept, lambda: fill_bank(sampler, scenes.latents, config.batch_size, seed, progress), seed)
-        case "trajectory":
-            low, high = backbone.network_time(torch.tensor(scenes.times)).tolist()
-            return kept_trajectories(
-                kept, lambda: trace(sampler, scenes.latents, (low, high), config.batch_size, seed, progress), seed
-            )
+def _recorded(context: StepContext, aims: Sequence[Aim]) -> tuple[dict[str, Trajectories], dict[str, Tensor]]:
+    """{role: the points of its scenes}, {loss: the teacher's predictions for the target at each of them}."""
+    traced: list[tuple[Scenes, Trajectories]] = []
+    replays: dict[str, list[tuple[Trajectories, int]]] = {}
+    targets: dict[str, list[Tensor]] = {}
+    for aim in aims:
+        scenes = aim.scenes
+        points = next((points for known, points in traced if known == scenes), None)
+        picked = range(len(scenes.prompts)) if scenes.picked is None else scenes.picked
+        if points is None:
+            points = _trace(context, scenes)
+            traced.append((scenes, points))
+            replays.setdefault(scenes.role, []).append((points.only(picked)[0], len(picked)))
+        targets.setdefault(aim.loss, []).append(_targets(context, aim, points)[points.only(picked)[1]])
+    return (
+        {role: joined(parts, replay_seed(context.seed, role)) for role, parts in replays.items()},
+        {loss: torch.cat(found) for loss, found in targets.items()},
+    )
+
+
+def _trace(context: StepContext, scenes: Scenes) -> Trajectories:
+    low, high = context.backbone.network_time(torch.tensor(scenes.times)).tolist()
+    sampler, progress = _sampler(context, scenes), _progress(context, scenes)
+    return kept_trajectories(
+        _file(context, scenes, f"replay-{scenes.role}"),
+        lambda: trace(sampler, scenes.latents, (low, high), context.replay.batch_size, scenes.seed, progress),
+        scenes.seed,
+    )
 
 
 @torch.no_grad()
-def _targets(context: StepContext, aim: Aim, term: Term, points: Trajectories) -> Tensor:
+def _targets(context: StepContext, aim: Aim, points: Trajectories) -> Tensor:
     """What the teacher predicts for the target of each point `(n c h w)`: on the way already, or now."""
-    if aim.distils and aim.prompts == aim.scenes.prompts:
+    painted = [[prompt] for prompt in aim.scenes.prompts]
+    asked = torch.tensor([list(t) != p for t, p in zip(aim.targets, painted, strict=True)])
+    places = torch.nonzero(asked[points.prompts]).flatten()
+    if not len(places):
         return points.predictions
-    lots = torch.rand(len(points.t), generator=context.generator("lots", aim.loss))
+    lots = torch.rand(len(points.t), generator=seeds.generator(aim.scenes.seed, "lots"))
     device = context.backbone.device
 
     def evaluate() -> dict[str, Tensor]:
-        parts = []
-        for places in torch.arange(len(points.t)).split(context.replay.batch_size):
-            rows = Rows(*(x[places].to(device) for x in (points.latents, points.t, points.prompts, lots)))
-            parts.append(context.teacher(rows.latents, rows.t, term.aimed(rows)).cpu())
-        return {"targets": torch.cat(parts)}
+        term = Term.of(aim, context.teacher.encode)
+        found = points.predictions.clone()
+        for some in places.split(context.replay.batch_size):
+            rows = Rows(*(x[some].to(device) for x in (points.latents, points.t, points.prompts, lots)))
+            found[some] = context.teacher(rows.latents, rows.t, term.aimed(rows)).cpu()
+        return {"targets": found}
 
-    return kept_tensors(context.file(f"targets-{aim.loss}"), evaluate)["targets"]
+    return kept_tensors(_file(context, aim.scenes, f"targets-{aim.loss}", aim.targets), evaluate)["targets"]
+
+
+def _file(context: StepContext, scenes: Scenes, name: str, *more: Any) -> Path | None:
+    """Where the work on `scenes` is kept: among the step's own, or where later steps find it, by what was asked for."""
+    if not (scenes.lasting and context.memory):
+        return context.file(name)
+    recipe = [*more, list(scenes.prompts), scenes.latents, scenes.seed, list(scenes.times)]
+    return context.memory / f"{digest_bytes(canonical_json(recipe).encode()).removeprefix('sha256:')[:24]}.safetensors"
+
+
+def _sampler(context: StepContext, scenes: Scenes) -> Sampler:
+    config, backbone = context.replay, context.backbone
+    solver = backbone.replay_solver if config.solver == "published" else config.solver
+    return Sampler(context.teacher, context.teacher.encode(scenes.prompts), config.steps, solver)
+
+
+def _progress(context: StepContext, scenes: Scenes) -> Callable[[int, int], None]:
+    return lambda done, of: context.progress(f"replay {scenes.role}", done, of)
 
 
 def _rows(state: State, role: str, first: int) -> Rows:

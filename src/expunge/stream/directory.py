@@ -82,6 +82,8 @@ class RunDirectory:
         self.report = path / "report.html"
         self.base_judgements = path / "base" / "judgements.parquet"
         self.base_images = path / "base" / "images"
+        self.memory = path / "memory"
+        """What M(0) painted for one step and will be asked by later ones; what is missing is painted anew."""
         self.event_lines = path / "events.jsonl"
         self.request_lines = path / "requests.jsonl"
         self.appending = FileLock(path / "append.lock")

@@ -26,8 +26,9 @@ from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, metrics, protocol_rows
 from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
+from expunge.locality import Choice
 from expunge.memory import held_bytes, peak_memory
-from expunge.methods import StepContext
+from expunge.methods import Earlier, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
 from expunge.stream import gate
@@ -244,13 +245,13 @@ def _train(
         teacher=teacher,
         source=shop.source,
         concepts=request.concepts,
-        forgotten=tuple(c for concepts in forgotten.values() for c in concepts),
-        ranked=_ranked(shop.directory, list(forgotten)),
+        earlier=_earlier_steps(shop, forgotten),
         held_out=shop.protocol.held_out,
         replay=config.replay,
-        seed=seeds.derive(config.seed, "step", step.index),
+        seed=_seed(config, step.index),
         batch_size=config.train.batch_size,
         folder=step.state,
+        memory=shop.directory.memory if method.teacher == "base" else None,
         progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
     )
     shop.progress(Progress(step.index, "choose", 0, 1))
@@ -296,15 +297,22 @@ def _train(
     return held
 
 
-def _ranked(directory: RunDirectory, accepted: Sequence[int]) -> dict[str, list[str]]:
-    """Names near each concept of the steps that led here, as the latest of them ranked them."""
-    earlier = [directory.step(index).choices for index in accepted]
-    return {
-        concept: list(near)
-        for path in earlier
-        if path.exists()
-        for concept, near in read_json(path).get("neighbours", {}).items()
-    }
+def _seed(config: RunConfig, index: int) -> int:
+    return seeds.derive(config.seed, "step", index)
+
+
+def _earlier_steps(shop: Workshop, forgotten: Mapping[int, Sequence[Concept]]) -> tuple[Earlier, ...]:
+    """What the records of the steps that led here tell of them."""
+    kept = {i: read_json(path) for i in forgotten if (path := shop.directory.step(i).choices).exists()}
+    renewed = {concept: choices for record in kept.values() for concept, choices in record.get("renewed", {}).items()}
+    found = []
+    for index, concepts in forgotten.items():
+        record = kept.get(index, {})
+        own = [c for c in record.get("mapping", []) if not c["id"].startswith(tuple(f"{name}/" for name in renewed))]
+        own += [c for concept in concepts for c in renewed.get(concept.name, [])]
+        near = {concept: list(names) for concept, names in record.get("neighbours", {}).items()}
+        found.append(Earlier(_seed(shop.config, index), tuple(concepts), near, [Choice.read(c) for c in own]))
+    return tuple(found)
 
 
 def _training(step: StepDirectory) -> Training:
