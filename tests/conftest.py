@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
-# Threads that spin while they wait make tiny models twenty times slower as soon as something else runs.
+# Threads that spin while they wait make tiny models twenty times slower as soon as something else runs, and a second thread
+# has nothing to do on them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable
 from functools import cache
