@@ -14,10 +14,21 @@ from expunge.errors import ExpungeError
 if TYPE_CHECKING:
     from expunge.audit import Audit, compare
     from expunge.concepts import Concept, Request
-    from expunge.stream import Run, RunConfig, Summary
+    from expunge.stream import Run, RunConfig, Summary, estimate
 
 __version__ = "0.1.0"
-__all__ = ["Audit", "Concept", "ExpungeError", "Request", "Run", "RunConfig", "Summary", "__version__", "compare"]
+__all__ = [
+    "Audit",
+    "Concept",
+    "ExpungeError",
+    "Request",
+    "Run",
+    "RunConfig",
+    "Summary",
+    "__version__",
+    "compare",
+    "estimate",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -30,7 +41,7 @@ def __getattr__(name: str) -> Any:
         from expunge import audit
 
         return getattr(audit, name)
-    if name in ("Run", "RunConfig", "Summary"):
+    if name in ("Run", "RunConfig", "Summary", "estimate"):
         from expunge import stream
 
         return getattr(stream, name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from getpass import getuser
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -46,11 +46,7 @@ def run(
         quiet()
         from expunge.stream import DEFAULT_PRESET, Run
 
-        changes = changes_of(assignments)
-        if model is not None:
-            changes.setdefault("model", {})["source"] = model
-        if protocol is not None:
-            changes.setdefault("evaluate", {})["protocol"] = protocol
+        changes = _changes(assignments, model, protocol)
         _serve(Run.create(path, requests=concepts, preset_name=preset or DEFAULT_PRESET, changes=changes))
 
 
@@ -68,6 +64,26 @@ def demo(out: Annotated[Path, typer.Option(help="The run's directory.")] = Path(
             name = "iconworld-demo"
             requests = protocol(name).requests
             _serve(Run.create(out, requests=requests, changes={"evaluate": {"protocol": name}}))
+
+
+@app.command()
+def estimate(
+    concepts: Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts, one request each.")],
+    preset: Annotated[str | None, typer.Option(help="As in `expunge run`.")] = None,
+    model: Annotated[str | None, typer.Option(help="As in `expunge run`.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="As in `expunge run`.")] = None,
+    assignments: Set = [],  # noqa: B006
+) -> None:
+    """Say what a run would cost on this machine: seconds, memory, disk. Nothing is made."""
+    with sentences("nothing was made."):
+        quiet()
+        from expunge import stream
+        from expunge.cli.tables import estimate_table
+
+        config = stream.preset(preset or stream.DEFAULT_PRESET, _changes(assignments, model, protocol))
+        with console.status("Rehearsing ..."):
+            found = stream.estimate(config, [[name] for name in concepts])
+        console.print(estimate_table(found))
 
 
 @app.command()
@@ -258,6 +274,15 @@ def generate(
 
         paint_one(model, prompt, seed=seed, steps=steps, guidance=guidance).save(out)
         console.print(f"{out}", highlight=False)
+
+
+def _changes(assignments: list[str], model: str | None, protocol: str | None) -> dict[str, Any]:
+    changes = changes_of(assignments)
+    if model is not None:
+        changes.setdefault("model", {})["source"] = model
+    if protocol is not None:
+        changes.setdefault("evaluate", {})["protocol"] = protocol
+    return changes
 
 
 def _serve(run: Run) -> None:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from expunge.audit import AuditSummary, Comparison, Paired
 from expunge.evaluation import Value
-from expunge.stream import Run
+from expunge.stream import Estimate, Run
 
 if TYPE_CHECKING:
     from expunge.benchmark.speed import Ratio, SpeedResults, Timed
@@ -78,6 +78,26 @@ def speed_table(results: SpeedResults) -> Table:
     ratios = [ratio for _, ratio in shown.values()]
     table.add_section()
     table.add_row("ratio", *(f"{r.value:.2f} [{r.low:.2f}, {r.high:.2f}]" if r else "" for r in ratios), style="bold")
+    return table
+
+
+def estimate_table(found: Estimate) -> Table:
+    """What each request would take, and below it the sum with the pictures of the base model, and bytes."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
+    table.add_column("request")
+    for name in ("evaluations", "choose, replay", "train", "evaluate", "seconds"):
+        table.add_column(name, justify="right")
+    for request in found.requests:
+        counts = request.evaluations
+        seconds = (request.prepare, request.train, request.evaluate, request.seconds)
+        names = ", ".join(request.concepts)
+        table.add_row(names, f"{counts.forward + 2 * counts.backward:,}", *(f"{value:.0f}" for value in seconds))
+    table.add_row("base model", "", "", "", f"{found.base:.0f}", f"{found.base:.0f}", end_section=True)
+    table.add_row("together", "", "", "", "", f"{found.seconds:.0f}", style="bold")
+    table.caption = (
+        f"Memory: {found.peak / 1e6:,.0f} MB at the most. Disk: {(found.artifact + found.memory) / 1e6:,.1f} MB a request, "
+        "without pictures."
+    )
     return table
 
 

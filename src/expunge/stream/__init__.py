@@ -1,6 +1,7 @@
 """Runs: requests one after another, resumable, measured, gated."""
 
 from expunge.stream.config import DEFAULT_PRESET, PRESETS, RunConfig, preset
+from expunge.stream.rehearsal import Estimate, estimate
 from expunge.stream.run import Run, paint_one
 from expunge.stream.step import Progress
 from expunge.stream.summary import Check, StepRecord, Summary, summary_schema
@@ -10,12 +11,14 @@ __all__ = [
     "DEFAULT_PRESET",
     "PRESETS",
     "Check",
+    "Estimate",
     "Findings",
     "Progress",
     "Run",
     "RunConfig",
     "StepRecord",
     "Summary",
+    "estimate",
     "paint_one",
     "preset",
     "summary_schema",

@@ -13,8 +13,9 @@ from expunge.backbones import Backbone
 from expunge.concepts import Concept
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
+from expunge.hardware import compute_dtype
 from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
-from expunge.stream.config import PromptsConfig
+from expunge.stream.config import PromptsConfig, RunConfig
 
 JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
 """Judges that come with Expunge, beside those that are written PREFIX:MODEL (`expunge.evaluation.judges`)."""
@@ -52,6 +53,19 @@ def forgettable(source: PromptSource, name: str) -> Concept:
     concept = source.concept(name)
     source.related(concept)
     return concept
+
+
+def check_config(config: RunConfig, folder: Path) -> None:
+    """All that can be known to fail before anything is loaded."""
+    backbone = backbones.backbone_class(folder)
+    compute_dtype(config.train.precision)
+    compute_dtype(config.evaluate.precision)
+    groups = ("full", *backbone.parameter_groups)
+    if config.train.parameters not in groups:
+        wrong = config.train.parameters
+        raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
+    check_protocol(read_protocol(config.evaluate.protocol), model_name(config.model.source, folder), backbone)
+    check_solver(config.replay.solver, backbone)
 
 
 def check_protocol(protocol: Protocol, model: str, backbone: type[Backbone]) -> None:

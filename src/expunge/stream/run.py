@@ -16,10 +16,9 @@ from PIL import Image
 from expunge import backbones, reference
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
 from expunge.files import digest_file, load_tensors, write_json, write_text
-from expunge.hardware import compute_dtype
 from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
 from expunge.stream.card import model_card
@@ -28,9 +27,8 @@ from expunge.stream.directory import RunDirectory, now
 from expunge.stream.history import History
 from expunge.stream.named import (
     JUDGES,
+    check_config,
     check_judged,
-    check_protocol,
-    check_solver,
     forgettable,
     model_folder,
     model_name,
@@ -84,7 +82,7 @@ class Run:
             raise ExpungeError(f"{path} is not empty. Choose another folder, or `expunge request {path} CONCEPT`.")
         config = preset(preset_name, changes)
         folder = model_folder(config.model.source)
-        _check(config, folder)
+        check_config(config, folder)
         source = prompt_source(config.prompts)
         asked = [forgettable(source, n).name for r in requests for n in ([r] if isinstance(r, str) else r)]
         if twice := sorted({name for name in asked if asked.count(name) > 1}):
@@ -367,19 +365,6 @@ class Run:
                 f"{self.config.model.digest}). Restore that model, or start a new run."
             )
         return backbones.load(self._folder).to(PartialState().device)
-
-
-def _check(config: RunConfig, folder: Path) -> None:
-    """All that can be known to fail before anything is loaded."""
-    backbone = backbones.backbone_class(folder)
-    compute_dtype(config.train.precision)
-    compute_dtype(config.evaluate.precision)
-    groups = ("full", *backbone.parameter_groups)
-    if config.train.parameters not in groups:
-        wrong = config.train.parameters
-        raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
-    check_protocol(read_protocol(config.evaluate.protocol), model_name(config.model.source, folder), backbone)
-    check_solver(config.replay.solver, backbone)
 
 
 def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float) -> Image.Image:

@@ -1,0 +1,276 @@
+"""What requests will cost, before any is served: counted in a rehearsal, and timed on this machine in samples.
+
+In the rehearsal the method chooses, replays and draws its batches as ever, with a denoiser that predicts nothing and notes
+how many latents each call had. Seconds are those of the rehearsal itself, plus those calls at what a real call of that size
+takes here; of training, a few real optimizer steps are timed; of evaluation, one batch of pictures.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from expunge import backbones, reference, seeds
+from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.concepts import Concept
+from expunge.engine import StepLog, train
+from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
+from expunge.hardware import compute_dtype
+from expunge.locality import Choice
+from expunge.memory import peak_memory
+from expunge.methods import Earlier, GradientMethod, Position, StepContext
+from expunge.prompts import PromptSource
+from expunge.reference import PREDICTORS
+from expunge.stream.config import RunConfig
+from expunge.stream.named import (
+    JUDGES,
+    check_config,
+    check_judged,
+    forgettable,
+    model_folder,
+    prompt_source,
+    read_protocol,
+)
+from expunge.stream.summary import EvaluationCounts
+
+TIMED_STEPS = 3
+TIMED_CALLS = 3
+TIMED_PICTURES = 16
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RequestEstimate(_Strict):
+    """
+    Attributes:
+        evaluations: of the denoiser, in latents; those of evaluation pictures are not among them, as in `step.json`.
+        prepare, train, evaluate: seconds; with a stopping rule the most that training may take.
+        pictures: evaluation pictures.
+    """
+
+    concepts: tuple[str, ...]
+    evaluations: EvaluationCounts
+    prepare: float
+    train: float
+    evaluate: float
+    pictures: int
+
+    @property
+    def seconds(self) -> float:
+        return self.prepare + self.train + self.evaluate
+
+
+class Estimate(_Strict):
+    """
+    Attributes:
+        base: seconds for the pictures of the base model, which are painted once.
+        artifact: bytes of one step's weights file.
+        memory: bytes that a step leaves in `RUN/memory`.
+        peak: most bytes that were resident while samples of every phase ran, libraries included; on a GPU, allocated there.
+    """
+
+    requests: tuple[RequestEstimate, ...]
+    base: float
+    artifact: int
+    memory: int
+    peak: int
+
+    @property
+    def seconds(self) -> float:
+        return self.base + sum(request.seconds for request in self.requests)
+
+
+class Silent(nn.Module):
+    """A denoiser that predicts nothing, and notes how many latents each call had."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nothing = nn.Parameter(torch.zeros(()))
+        self.calls: Counter[int] = Counter()
+
+    def forward(self, *told: Any, **named: Any) -> tuple[Tensor]:
+        latents: Tensor = told[0] if told else named["hidden_states"]
+        self.calls[len(latents)] += 1
+        return (torch.zeros_like(latents) + self.nothing,)
+
+
+def estimate(
+    config: RunConfig,
+    requests: Sequence[Sequence[str]],
+    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
+) -> Estimate:
+    """What serving `requests`, each one or more concepts, would cost in a run with this configuration.
+
+    Raises:
+        ExpungeError: for what `Run.create` would refuse.
+    """
+    config = config.frozen("")
+    source, protocol = prompt_source(config.prompts), read_protocol(config.evaluate.protocol)
+    concepts = [tuple(forgettable(source, name) for name in names) for names in requests]
+    folder = model_folder(config.model.source)
+    check_config(config, folder)
+    check_judged(protocol, source, [c for request in concepts for c in request], folder)
+    backbone = backbones.load(folder).to(PartialState().device)
+    if config.train.engine == "reference":
+        reference.default_layout(backbone)
+    stored = backbones.stored_denoiser(folder)
+    with tempfile.TemporaryDirectory() as scratch:
+        rehearsal = _Rehearsal(config, backbone, source, protocol, stored, Path(scratch))
+        per_picture = rehearsal.seconds_per_picture()
+        known = [c for request in concepts for c in request]
+        rows = protocol_rows(protocol, source, known)
+        between = sum(row.level == "between" for row in rows)
+        found = []
+        for number, request in enumerate(concepts, 1):
+            progress("rehearse", number, len(concepts))
+            pictures = len(rows) if number == len(concepts) else between
+            found.append(rehearsal.request(request, pictures, per_picture))
+        return Estimate(
+            requests=tuple(found),
+            base=len(rows) * per_picture,
+            artifact=sum(stored[name].nbytes for name in backbone.parameters_of(config.train.parameters)),
+            memory=sum(path.stat().st_size for path in rehearsal.memory.glob("*")) // len(concepts),
+            peak=peak_memory(),
+        )
+
+
+@dataclass
+class _Rehearsal:
+    """The requests of a stream in order, none of them served."""
+
+    config: RunConfig
+    backbone: Backbone
+    source: PromptSource
+    protocol: Protocol
+    stored: Mapping[str, Tensor]
+    scratch: Path
+    earlier: tuple[Earlier, ...] = ()
+    call_seconds: dict[int, float] = field(default_factory=dict)
+    step_seconds: dict[tuple[str, ...], float] = field(default_factory=dict)
+
+    @property
+    def memory(self) -> Path:
+        return self.scratch / "memory"
+
+    @cached_property
+    def method(self) -> GradientMethod[Any, Any]:
+        return self.config.build_method()
+
+    @cached_property
+    def teacher(self) -> Predictor:
+        """A real one, to take the time of."""
+        predictor = PREDICTORS[self.config.train.engine]
+        return predictor(
+            self.backbone, self.backbone.copy_denoiser(compute_dtype(self.config.train.precision)), Evaluations()
+        )
+
+    def request(self, concepts: tuple[Concept, ...], pictures: int, per_picture: float) -> RequestEstimate:
+        config, train = self.config, self.config.train
+        silent, counts = Silent().to(self.backbone.device), Evaluations()
+        teacher = replace(self.teacher, denoiser=silent, evaluations=counts)
+        context = StepContext(
+            backbone=self.backbone,
+            teacher=teacher,
+            source=self.source,
+            concepts=concepts,
+            earlier=self.earlier,
+            held_out=self.protocol.held_out,
+            replay=config.replay,
+            seed=seeds.derive(config.seed, "step", len(self.earlier) + 1),
+            batch_size=train.batch_size,
+            memory=self.memory if self.method.teacher == "base" else None,
+        )
+        start = time.perf_counter()
+        state, record = self.method.prepare(context)
+        prepare = time.perf_counter() - start + self._calls(silent.calls)
+        prepared, drawn = counts.forward, Counter[int]()
+        for micro in range(train.accumulation):
+            silent.calls.clear()
+            batch = self.method.batch(state, Position(0, micro, train.accumulation), teacher)
+            drawn += silent.calls
+            self.method.losses(batch, teacher, teacher, state)
+        trained, backward = (counts.forward - prepared) * train.steps, counts.backward * train.steps
+        seconds = (self._optimizer_step(state) + self._calls(drawn)) * train.steps
+        near = {concept: list(names) for concept, names in record.choices.get("neighbours", {}).items()}
+        choices = [Choice.read(choice) for choice in record.choices.get("mapping", [])]
+        self.earlier = (*self.earlier, Earlier(context.seed, concepts, near, choices))
+        return RequestEstimate(
+            concepts=tuple(c.name for c in concepts),
+            evaluations=EvaluationCounts(forward=prepared + trained, backward=backward),
+            prepare=prepare,
+            train=seconds,
+            evaluate=pictures * per_picture,
+            pictures=pictures,
+        )
+
+    def _calls(self, calls: Mapping[int, int]) -> float:
+        """Seconds of real calls of the teacher, `{latents of a call: how many}`."""
+        return sum(count * self._call(latents) for latents, count in calls.items())
+
+    def _call(self, latents: int) -> float:
+        if latents not in self.call_seconds:
+            shape = (latents, *self.backbone.latent_shape)
+            noisy = torch.randn(shape, generator=seeds.generator(0, "estimate")).to(self.backbone.device)
+            t = self.backbone.network_time(torch.full((latents,), 500)).to(self.backbone.device)
+            told = self.backbone.encode([""])[torch.zeros(latents, dtype=torch.long)]
+            with torch.no_grad():
+                self.call_seconds[latents] = _timed(lambda: self.teacher(noisy, t, told))
+        return self.call_seconds[latents]
+
+    def _optimizer_step(self, state: Any) -> float:
+        """Seconds of a real optimizer step on the rehearsal's rows; they depend on which losses there are."""
+        losses = tuple(getattr(state, "terms", ()))
+        if losses not in self.step_seconds:
+            entries: list[StepLog] = []
+            folder = Path(tempfile.mkdtemp(dir=self.scratch))
+            train(
+                self.backbone,
+                self.teacher,
+                self.method,
+                state,
+                self.config.build_constraints(),
+                self.stored,
+                self.config.train.model_copy(update={"steps": TIMED_STEPS, "warmup_steps": 0, "stop": None}),
+                seed=0,
+                checkpoint=folder,
+                log=folder / "train.jsonl",
+                evaluations=Evaluations(),
+                on_step=entries.append,
+            )
+            self.step_seconds[losses] = median(entry.seconds for entry in entries[1:])
+        return self.step_seconds[losses]
+
+    def seconds_per_picture(self) -> float:
+        """Painted and judged, in a batch as large as the protocol's, or of a few where that is less."""
+        rows = protocol_rows(self.protocol, self.source, [])[: min(TIMED_PICTURES, self.protocol.sampler.batch_size)]
+        judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
+        precision = self.config.evaluate.precision
+        return _timed(
+            lambda: evaluate(self.backbone, self.backbone.denoiser, rows, sampler, judge, precision=precision), calls=1
+        ) / len(rows)
+
+
+def _timed(work: Callable[[], Any], calls: int = TIMED_CALLS) -> float:
+    """Seconds of one call, the median of some after one that warms up."""
+    found = []
+    for _ in range(calls + 1):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        found.append(time.perf_counter() - start)
+    return median(found[1:])

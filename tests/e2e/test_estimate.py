@@ -1,0 +1,64 @@
+"""`expunge estimate`: what it counts is what serving counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import expunge
+from expunge.cli.shared import changes_of
+from expunge.stream import DEFAULT_PRESET, Estimate, preset
+from runs import FAST, PROTOCOL
+from runs import expunge as command
+
+SETTINGS = [value for option, value in zip(FAST[::2], FAST[1::2], strict=True) if option == "--set"]
+
+
+def rehearsed(*more: str) -> Estimate:
+    changes = changes_of([*SETTINGS, *more])
+    changes.setdefault("evaluate", {})["protocol"] = str(PROTOCOL)
+    return expunge.estimate(preset(DEFAULT_PRESET, changes), [["panda"], ["mosaic"]])
+
+
+@pytest.fixture(scope="module")
+def estimated() -> Estimate:
+    return rehearsed()
+
+
+def test_evaluations_bytes_and_pictures_are_those_of_the_run(finished_run: Path, estimated: Estimate) -> None:
+    run = expunge.Run(finished_run)
+    for record, request in zip(run.records, estimated.requests, strict=True):
+        assert request.evaluations == record.evaluations
+        assert request.concepts == tuple(record.concepts)
+        assert min(request.prepare, request.train, request.evaluate) > 0
+    step = run.directory.step(1)
+    header = step.weights.stat().st_size - estimated.artifact
+    assert 0 < header < 20_000
+    kept = sum(path.stat().st_size for path in run.directory.memory.glob("*"))
+    assert estimated.memory == kept // 2
+    assert estimated.peak > estimated.artifact
+    assert estimated.seconds == pytest.approx(estimated.base + sum(r.seconds for r in estimated.requests))
+
+
+def test_other_settings_cost_otherwise(estimated: Estimate) -> None:
+    more = rehearsed("method.retain_prompts=10", "train.steps=7")
+    for request, other in zip(estimated.requests, more.requests, strict=True):
+        assert other.evaluations.forward > request.evaluations.forward
+        assert other.evaluations.backward * 6 == request.evaluations.backward * 7
+
+
+def test_the_published_loop_is_counted_too(estimated: Estimate) -> None:
+    reference = rehearsed("train.engine=reference")
+    rows = 2 * 6  # of each role: six steps of two
+    assert reference.requests[0].evaluations.backward == 2 * rows
+    assert reference.requests[0].evaluations.forward > rows * 2 * 22
+    assert estimated.requests[0].evaluations.backward == 2 * rows
+
+
+def test_the_command_prints_a_table_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = command("estimate", "panda", *FAST)
+    assert all(words in said for words in ("panda", "base model", "MB a request"))
+    assert "'panda'" in command("estimate", "pandaa", *FAST, code=2)
+    assert not list(tmp_path.iterdir())
