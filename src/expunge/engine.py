@@ -28,7 +28,7 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, save_tensors, write_text
-from expunge.hardware import Precision, settled, trained_attention
+from expunge.hardware import Precision, processes, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import EngineName, Regularized
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
@@ -151,6 +151,7 @@ def train(
     # Accelerate keeps the precision in a process-wide singleton; one run's must not bind the next one's.
     AcceleratorState._reset_state()
     precision = settled(config.precision)
+    processes()
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
     with trainable(backbone, config.parameters, config.lora, seed) as trained:
         parameters = trained.parameters
@@ -159,7 +160,8 @@ def train(
         )
         held = _previous(trained, teacher, method) if constraints else {}
         done, checks = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
-        _keep_log_until(log, done)
+        if accelerator.is_main_process:
+            _keep_log_until(log, done)
         denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
         student = replace(teacher, denoiser=denoiser, evaluations=evaluations)
         anchors = Anchors(

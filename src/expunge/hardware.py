@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Literal
 
 import torch
+from accelerate import PartialState
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from expunge.errors import ExpungeError
@@ -26,6 +29,16 @@ def has_bfloat16(device: torch.device) -> bool:
     processor = Path("/proc/cpuinfo")
     flags = set(processor.read_text().split()) if processor.exists() else set[str]()
     return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def processes() -> PartialState:
+    """The processes of this launch, and this one's place and device among them; without `accelerate launch` it is alone.
+
+    They wait for each other as long as it takes the first one to measure a step.
+    """
+    if "LOCAL_RANK" not in os.environ:
+        return PartialState()
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
 
 
 PLAIN_ATTENTION_POSITIONS = 1024

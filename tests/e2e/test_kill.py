@@ -38,13 +38,14 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(finished_run: Path,
         pd.testing.assert_frame_equal(*tables)
 
 
-def test_an_interrupt_from_the_keyboard_leaves_a_run_to_resume(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_a_run_to_resume(said: signal.Signals, tmp_path: Path) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(command("run", run, "panda", *FAST), stderr=subprocess.PIPE, text=True)
     while count_lines(run / "steps/0001/train.jsonl") < 1:
         assert process.poll() is None, "the process ended too early"
         time.sleep(0.005)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(said)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 3
     assert "Nothing is lost" in errors

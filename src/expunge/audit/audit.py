@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import pandas as pd
-from accelerate import PartialState
 from pydantic import Field
 
 from expunge import backbones
@@ -23,7 +22,7 @@ from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, Row, evaluate, find_judge, metrics, protocol_rows
 from expunge.files import canonical_json, digest_bytes, write_json, write_text
-from expunge.hardware import compute_dtype, settled
+from expunge.hardware import compute_dtype, processes, settled
 from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
@@ -234,7 +233,7 @@ class Audit:
         rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
 
         def judge(missing: Sequence[Row]) -> pd.DataFrame:
-            backbone.to(PartialState().device)
+            backbone.to(processes().device)
             table, images = evaluate(
                 backbone,
                 backbone.denoiser,

@@ -290,6 +290,9 @@ def _serve(run: Run) -> None:
     from expunge.cli.progress import RunProgress
     from expunge.stream import gate
 
+    if not run.decides:  # beside the process that writes and prints
+        run.resume()
+        return
     served = []
     with RunProgress(console) as progress:
         for record in run.serve(progress):

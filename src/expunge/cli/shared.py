@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,11 @@ Set = Annotated[
 
 @contextmanager
 def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkpoint.") -> Iterator[None]:
-    """Turn what goes wrong into a sentence and an exit code. `resuming`: how to go on after an interruption."""
+    """Turn what goes wrong into a sentence and an exit code. `resuming`: how to go on after an interruption.
+
+    SIGTERM, by which services and launchers end a process, is an interruption too.
+    """
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     except ExpungeError as error:
@@ -32,6 +37,8 @@ def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkp
     except KeyboardInterrupt:
         problems.print(f"Interrupted. Nothing is lost: {resuming}")
         raise typer.Exit(Interrupted.exit_code) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def quiet() -> None:

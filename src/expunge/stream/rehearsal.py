@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept
 from expunge.engine import StepLog, train
 from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
-from expunge.hardware import compute_dtype
+from expunge.hardware import compute_dtype, processes
 from expunge.locality import Choice
 from expunge.memory import peak_memory
 from expunge.methods import Earlier, GradientMethod, Position, StepContext
@@ -124,7 +123,7 @@ def estimate(
     folder = model_folder(config.model.source)
     check_config(config, folder)
     check_judged(protocol, source, [c for request in concepts for c in request], folder)
-    backbone = backbones.load(folder).to(PartialState().device)
+    backbone = backbones.load(folder).to(processes().device)
     if config.train.engine == "reference":
         reference.default_layout(backbone)
     stored = backbones.stored_denoiser(folder)

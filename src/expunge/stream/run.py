@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
-from accelerate import PartialState
 from PIL import Image
 
 from expunge import backbones, reference
@@ -19,6 +18,7 @@ from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
 from expunge.files import digest_file, load_tensors, write_json, write_text
+from expunge.hardware import processes
 from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
 from expunge.stream.card import model_card
@@ -35,8 +35,9 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
-from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone
+from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone, train_along
 from expunge.stream.summary import ModelSummary, StepRecord, Summary, summarise
+from expunge.stream.team import Team
 
 
 class Run:
@@ -77,6 +78,16 @@ class Run:
         Raises:
             ExpungeError: when `path` is in use, or something in the configuration or the requests cannot be served.
         """
+        team = Team()
+        with team.in_turn():
+            if team.first:
+                cls._make(path, requests, preset_name, changes)
+        return cls(path)
+
+    @classmethod
+    def _make(
+        cls, path: str | Path, requests: Sequence[str | Sequence[str]], preset_name: str, changes: Mapping[str, Any]
+    ) -> None:
         directory = RunDirectory(Path(path))
         if directory.path.exists() and any(directory.path.iterdir()):
             raise ExpungeError(f"{path} is not empty. Choose another folder, or `expunge request {path} CONCEPT`.")
@@ -95,7 +106,6 @@ class Run:
         run.directory.add_event("created", config=digest_file(directory.config), model=digest, name=name)
         for names in requests:
             run.request(*([names] if isinstance(names, str) else names))
-        return run
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -146,24 +156,41 @@ class Run:
                 found.append(record.model_copy(update={"status": status}))
         return found
 
+    @property
+    def decides(self) -> bool:
+        """Whether this process is the first of its launch: the others only train beside it."""
+        return Team().first
+
     # -- serving --------------------------------------------------------------------------------------------------
 
     def serve(self, progress: ProgressCallback = lambda _: None) -> Iterator[StepRecord]:
         """Serve the open requests in order, yielding each finished step. Stops after a step that the gate rejects."""
-        if PartialState().num_processes > 1:
-            raise ExpungeError("A run is served by one process so far. Start it without `accelerate launch`.")
+        team = Team()
+        if not team.first:
+            self._assist(team)
+            return
         with self.directory.locked():
             self._write_summary()  # a process that was killed may have left it a step behind
             shop: Workshop | None = None
-            while todo := self.open_requests:
-                shop = shop or self._workshop(progress)
+            rejected = False
+            while (todo := self.open_requests) and not rejected:
+                shop = shop or self._workshop(progress, team)
                 record = self._attempt(shop, todo[0], "between" if len(todo) > 1 else "final")
                 if record is None:
                     continue
                 self._write_summary()
+                rejected = record.status == "rejected"
                 yield record
-                if record.status == "rejected":
-                    return
+            team.tell(None)
+
+    def _assist(self, team: Team) -> None:
+        """Train beside the first process, which does all the rest."""
+        shop: Workshop | None = None
+        for index in team.told():
+            shop = shop or self._workshop(lambda _: None, team)
+            request = next(r for r in self.requests if int(r.id) == index)
+            ready, forgotten = self._set_up(shop)
+            train_along(ready, request, self.current_weights, forgotten)
 
     def _attempt(self, shop: Workshop, request: Request, level: str) -> StepRecord | None:
         """One attempt at a request: its record, or None where the gate asks for another attempt."""
@@ -171,11 +198,16 @@ class Run:
         if history.at_work != index:  # what lies there began with another model, or was not let pass
             self.directory.set_aside(index)
             self.directory.add_event("started", step=index)
+        shop, forgotten = self._set_up(shop)
+        return serve(shop, request, self.current_weights, forgotten, self._known, level)
+
+    def _set_up(self, shop: Workshop) -> tuple[Workshop, dict[int, tuple[Concept, ...]]]:
+        """The workshop for the attempt that is at work, and what was forgotten before it."""
+        history = self.history
         if history.retry:
             shop = replace(shop, config=self.config.with_strength(history.retry[1]), retrying=True)
         concepts = {int(r.id): r.concepts for r in self.requests}
-        forgotten = {i: concepts[i] for i in history.accepted}
-        return serve(shop, request, self.current_weights, forgotten, self._known, level)
+        return shop, {i: concepts[i] for i in history.accepted}
 
     def resume(self, progress: ProgressCallback = lambda _: None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
@@ -187,7 +219,7 @@ class Run:
         """
         with self.directory.locked():
             forgotten = {int(r.id): r.concepts for r in self.requests if r.id < request.id}
-            return train_alone(self._workshop(lambda _: None), request, previous, forgotten)
+            return train_alone(self._workshop(lambda _: None, Team()), request, previous, forgotten)
 
     # -- decisions ------------------------------------------------------------------------------------------------
 
@@ -250,7 +282,7 @@ class Run:
         """All concepts that the run was ever asked to forget."""
         return list(dict.fromkeys(c for r in self.requests for c in r.concepts))
 
-    def _workshop(self, progress: ProgressCallback) -> Workshop:
+    def _workshop(self, progress: ProgressCallback, team: Team) -> Workshop:
         progress(Progress(0, "load", 0, 1))
         backbone = self._load()
         if self.config.train.engine == "reference":
@@ -264,6 +296,7 @@ class Run:
             protocol=self.protocol,
             judge=find_judge(self.protocol.judge, JUDGES),
             progress=progress,
+            team=team,
         )
 
     # -- outcome --------------------------------------------------------------------------------------------------
@@ -364,7 +397,7 @@ class Run:
                 f"{self._folder} is not the model that this run began with (its digest is {digest}, the run's is "
                 f"{self.config.model.digest}). Restore that model, or start a new run."
             )
-        return backbones.load(self._folder).to(PartialState().device)
+        return backbones.load(self._folder).to(processes().device)
 
 
 def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float) -> Image.Image:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,14 +22,14 @@ from torch import Tensor
 from expunge import seeds
 from expunge.backbones import Backbone, Evaluations
 from expunge.concepts import Concept, Request
-from expunge.engine import StepLog, train
+from expunge.engine import Kept, StepLog, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, metrics, protocol_rows
 from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
 from expunge.locality import Choice
 from expunge.memory import held_bytes, peak_memory
-from expunge.methods import Earlier, StepContext
+from expunge.methods import Earlier, GradientMethod, Record, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
 from expunge.stream import gate
@@ -44,6 +45,7 @@ from expunge.stream.directory import (
 )
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.summary import Attempt, EvaluationCounts, Seconds, StepRecord, Training, measure
+from expunge.stream.team import Team
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class Progress:
 
 
 ProgressCallback = Callable[[Progress], None]
+Forgotten = Mapping[int, Sequence[Concept]]
+"""{accepted step: its concepts}"""
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,7 @@ class Workshop:
     protocol: Protocol
     judge: Judge
     progress: ProgressCallback
+    team: Team
     retrying: bool = False
     """Whether this is another attempt at the step; its strength is in `config`."""
 
@@ -89,7 +94,7 @@ def serve(
     shop: Workshop,
     request: Request,
     previous: Path | None,
-    forgotten: Mapping[int, Sequence[Concept]],
+    forgotten: Forgotten,
     known: Sequence[Concept],
     level: str,
 ) -> StepRecord | None:
@@ -209,9 +214,7 @@ class Cost:
     artifact: int
 
 
-def train_alone(
-    shop: Workshop, request: Request, previous: Path | None, forgotten: Mapping[int, Sequence[Concept]]
-) -> Cost:
+def train_alone(shop: Workshop, request: Request, previous: Path | None, forgotten: Forgotten) -> Cost:
     """The training part of `serve`, from choosing prompts to the weights file."""
     step = shop.directory.step(int(request.id))
     step.state.mkdir(parents=True, exist_ok=True)
@@ -223,18 +226,67 @@ def train_alone(
     return Cost(clock.seconds(), evaluations, held, step.weights.stat().st_size)
 
 
+def train_along(shop: Workshop, request: Request, previous: Path | None, forgotten: Forgotten) -> None:
+    """What a process other than the first does for a step: the same training on other rows. It writes nothing."""
+    _learn(_prepare(shop, request, previous, forgotten, Evaluations()))
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """A step that is ready to be trained."""
+
+    shop: Workshop
+    step: StepDirectory
+    context: StepContext
+    method: GradientMethod[Any, Any]
+    state: Any
+    record: Record
+    counts: Evaluations
+
+
 def _train(
     shop: Workshop,
     request: Request,
     step: StepDirectory,
     previous: Path | None,
-    forgotten: Mapping[int, Sequence[Concept]],
+    forgotten: Forgotten,
     clock: _Clock,
 ) -> dict[str, int]:
     """Train and save; the bytes of the tensors that were held meanwhile."""
-    config, backbone = shop.config, shop.backbone
-    method = config.build_method()
     counts = Evaluations()
+    shop.team.tell(step.index)
+    lesson = _prepare(shop, request, previous, forgotten, counts)
+    write_json(step.prompts, lesson.record.prompts)
+    write_json(step.choices, lesson.record.choices)
+    clock.add(lesson.context.seconds, counts)
+    with clock.measured("train", counts):
+        kept = _learn(lesson)
+    held = held_bytes(
+        {
+            "student": shop.backbone.denoiser,
+            "teacher": lesson.context.teacher.denoiser,
+            "adapters": kept.parameters,
+            "moments": kept.moments,
+            "base model as stored": shop.stored,
+            "anchors": kept.anchors,
+            "prompts and replay": lesson.state,
+            "encoders": shop.backbone.pipeline.components,
+        }
+    )
+    held["gradients"] = sum(p.nbytes for p in kept.parameters.values())
+    del kept
+    with clock.measured("save"):
+        _save(shop, step, previous)
+    return held
+
+
+def _prepare(
+    shop: Workshop, request: Request, previous: Path | None, forgotten: Forgotten, counts: Evaluations
+) -> _Lesson:
+    """Choose and replay; in the first process first, so that the others find what it kept."""
+    config, backbone = shop.config, shop.backbone
+    step = shop.directory.step(int(request.id))
+    method = config.build_method()
     shop.put(None if method.teacher == "base" else previous)
     predictor = PREDICTORS[config.train.engine]
     teacher = predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
@@ -255,53 +307,45 @@ def _train(
         progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
     )
     shop.progress(Progress(step.index, "choose", 0, 1))
-    state, record = method.prepare(context)
-    write_json(step.prompts, record.prompts)
-    write_json(step.choices, record.choices)
-    clock.add(context.seconds, counts)
+    with shop.team.in_turn():
+        state, record = method.prepare(context)
+    return _Lesson(shop, step, context, method, state, record, counts)
+
+
+def _learn(lesson: _Lesson) -> Kept:
+    """Train; the evaluations of all processes are counted."""
+    shop, step, counts = lesson.shop, lesson.step, lesson.counts
 
     def on_step(entry: StepLog) -> None:
-        shop.progress(Progress(step.index, "train", entry.step, config.train.steps, entry.losses))
+        shop.progress(Progress(step.index, "train", entry.step, shop.config.train.steps, entry.losses))
 
-    with clock.measured("train", counts):
+    before = Evaluations(counts.forward, counts.backward)
+    with shop.team.together():
         kept = train(
-            backbone,
-            teacher,
-            method,
-            state,
-            config.build_constraints(),
+            shop.backbone,
+            lesson.context.teacher,
+            lesson.method,
+            lesson.state,
+            shop.config.build_constraints(),
             shop.stored,
-            config.train,
-            seed=context.seed,
+            shop.config.train,
+            seed=lesson.context.seed,
             checkpoint=step.state,
             log=step.log,
             evaluations=counts,
             on_step=on_step,
         )
-    held = held_bytes(
-        {
-            "student": backbone.denoiser,
-            "teacher": teacher.denoiser,
-            "adapters": kept.parameters,
-            "moments": kept.moments,
-            "base model as stored": shop.stored,
-            "anchors": kept.anchors,
-            "prompts and replay": state,
-            "encoders": backbone.pipeline.components,
-        }
-    )
-    held["gradients"] = sum(p.nbytes for p in kept.parameters.values())
-    del kept
-    with clock.measured("save"):
-        _save(shop, step, previous)
-    return held
+    others = shop.team.size - 1
+    counts.forward += others * (counts.forward - before.forward)
+    counts.backward += others * (counts.backward - before.backward)
+    return kept
 
 
 def _seed(config: RunConfig, index: int) -> int:
     return seeds.derive(config.seed, "step", index)
 
 
-def _earlier_steps(shop: Workshop, forgotten: Mapping[int, Sequence[Concept]]) -> tuple[Earlier, ...]:
+def _earlier_steps(shop: Workshop, forgotten: Forgotten) -> tuple[Earlier, ...]:
     """What the records of the steps that led here tell of them."""
     kept = {i: read_json(path) for i in forgotten if (path := shop.directory.step(i).choices).exists()}
     renewed = {concept: choices for record in kept.values() for concept, choices in record.get("renewed", {}).items()}

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from expunge.errors import ExpungeError
+from expunge.hardware import processes
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
 _PARTS = {
@@ -77,4 +77,4 @@ def load(cls: Any, folder: Path, dtype: torch.dtype | str) -> Any:
         ) from error
     if missing := info["missing_keys"]:  # Transformers fills these with random weights, and goes on.
         raise ExpungeError(f"The judge in {folder} lacks {len(missing)} tensors, {min(missing)} among them.")
-    return model.eval().requires_grad_(False).to(PartialState().device)
+    return model.eval().requires_grad_(False).to(processes().device)
