@@ -24,10 +24,10 @@ from expunge.concepts import Concept, Request
 from expunge.engine import StepLog, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, metrics, protocol_rows
-from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
+from expunge.files import check_room, digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
 from expunge.locality import Choice
-from expunge.memory import held_bytes, peak_memory
+from expunge.memory import at_once, held_bytes, peak_memory
 from expunge.methods import Earlier, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
@@ -233,6 +233,7 @@ def _train(
 ) -> dict[str, int]:
     """Train and save; the bytes of the tensors that were held meanwhile."""
     config, backbone = shop.config, shop.backbone
+    _check_room(shop, step)
     method = config.build_method()
     counts = Evaluations()
     shop.put(None if method.teacher == "base" else previous)
@@ -255,7 +256,8 @@ def _train(
         progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
     )
     shop.progress(Progress(step.index, "choose", 0, 1))
-    state, record = method.prepare(context)
+    with at_once(config.replay.batch_size, "choosing prompts and replaying latents"):
+        state, record = method.prepare(context)
     write_json(step.prompts, record.prompts)
     write_json(step.choices, record.choices)
     clock.add(context.seconds, counts)
@@ -263,7 +265,7 @@ def _train(
     def on_step(entry: StepLog) -> None:
         shop.progress(Progress(step.index, "train", entry.step, config.train.steps, entry.losses))
 
-    with clock.measured("train", counts):
+    with clock.measured("train", counts), at_once(config.train.batch_size, "training"):
         kept = train(
             backbone,
             teacher,
@@ -295,6 +297,15 @@ def _train(
     with clock.measured("save"):
         _save(shop, step, previous)
     return held
+
+
+def _check_room(shop: Workshop, step: StepDirectory) -> None:
+    """Before hours of work: whether the weights fit on the disk, and two checkpoints of weights and moments in fp32. (Adapters
+    are small.)"""
+    train = shop.config.train
+    trained = [shop.stored[name] for name in shop.backbone.parameters_of(train.parameters)]
+    checkpoint = 0 if train.parameters == "lora" else 3 * 4 * sum(w.numel() for w in trained)
+    check_room(step.weights, sum(w.nbytes for w in trained) + 2 * checkpoint)
 
 
 def _seed(config: RunConfig, index: int) -> int:
@@ -354,15 +365,16 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
 
 def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
     phase = "evaluate" if index else "evaluate base"
-    return evaluate(
-        shop.backbone,
-        shop.backbone.denoiser,
-        rows,
-        shop.protocol.sampler,
-        shop.judge,
-        lambda done, of: shop.progress(Progress(index, phase, done, of)),
-        shop.config.evaluate.precision,
-    )
+    with at_once(shop.protocol.sampler.batch_size, "painting pictures"):
+        return evaluate(
+            shop.backbone,
+            shop.backbone.denoiser,
+            rows,
+            shop.protocol.sampler,
+            shop.judge,
+            lambda done, of: shop.progress(Progress(index, phase, done, of)),
+            shop.config.evaluate.precision,
+        )
 
 
 # -- time and counts that outlive the process ---------------------------------------------------------------------------------
