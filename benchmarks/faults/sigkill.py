@@ -133,14 +133,21 @@ def main() -> None:
             "runs": [],
             "where": [],
         }
-    while result["kills"] < options.kills or run.exists():
-        go_on(result, run, whole, options.kills)
+    while result["kills"] < options.kills or compared(result) < result["kills"]:
+        ended = go_on(result, run, whole, options.kills)
         write_json(options.out, result)
+        if ended:
+            shutil.rmtree(run)
     print(f"{result['identical']} of {result['kills']} kills left no trace. {options.out}")
 
 
-def go_on(result: dict[str, Any], run: Path, whole: Path, kills: int) -> None:
-    """One process: killed at its moment, or let finish and compared."""
+def compared(result: dict[str, Any]) -> int:
+    """Kills of the runs that have come to their end."""
+    return sum(run["kills"] for run in result["runs"])
+
+
+def go_on(result: dict[str, Any], run: Path, whole: Path, kills: int) -> bool:
+    """One process: killed at its moment, or let finish and what it left compared; whether the run has come to its end."""
     number = result["kills"] + 1
     rng = random.Random(f"{result['seed']}/{number}/{len(result['runs'])}")
     seconds = rng.uniform(result["seconds"]["first_file"], result["seconds"]["end"])
@@ -149,14 +156,14 @@ def go_on(result: dict[str, Any], run: Path, whole: Path, kills: int) -> None:
         hit = {"kill": number, "run": len(result["runs"]) + 1, "seconds": round(seconds, 2), **place(run)}
         result["where"].append(hit)
         print(json.dumps(hit), flush=True)
-        return
+        return False
     if number > kills:
         finish(start(run))
     hits = [hit for hit in result["where"] if hit["run"] == len(result["runs"]) + 1]
     different = difference(run, whole)
     result["runs"].append({"kills": len(hits), "different": different})
     result["identical"] += 0 if different else len(hits)
-    shutil.rmtree(run)
+    return True
 
 
 if __name__ == "__main__":

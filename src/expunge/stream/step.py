@@ -305,7 +305,8 @@ def _check_room(shop: Workshop, step: StepDirectory) -> None:
     train = shop.config.train
     trained = [shop.stored[name] for name in shop.backbone.parameters_of(train.parameters)]
     checkpoint = 0 if train.parameters == "lora" else 3 * 4 * sum(w.numel() for w in trained)
-    check_room(step.weights, sum(w.nbytes for w in trained) + 2 * checkpoint)
+    there = sum(path.stat().st_size for path in step.path.rglob("*") if path.is_file())
+    check_room(step.path, sum(w.nbytes for w in trained) + 2 * checkpoint - there)
 
 
 def _seed(config: RunConfig, index: int) -> int:
