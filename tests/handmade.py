@@ -82,6 +82,7 @@ def add_step(
     table, images = judgements(step.index, gone, side)
     write_images(step.images, images, table, [row for row in images if row[-1] in "012"])
     write_table(step.judgements, table)
+    write_json(step.choices, {"neighbours": {}, "mapping": []})
     for i in range(1, 6):
         append_line(step.log, f'{{"step": {i}, "losses": {{"unlearn": {1 / i}, "preserve": {0.1 if i > 1 else 0}}}}}')
     weights = directory.step(previous).weights if previous else None

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
@@ -75,6 +75,14 @@ class TrainConfig(BaseModel):
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)
     checkpoint_steps: int = Field(25, ge=1)
+
+    def at_most(self, rows: int) -> Self:
+        """The same training with at most `rows` rows of each role at once: micro-batches are cut into equal parts, so that the
+        gradients of an optimizer step are the same up to rounding."""
+        size = next(n for n in range(min(rows, self.batch_size), 0, -1) if self.batch_size % n == 0)
+        parts = self.batch_size // size
+        stop = self.stop and self.stop.model_copy(update={"batches": self.stop.batches * parts})
+        return self.model_copy(update={"batch_size": size, "accumulation": self.accumulation * parts, "stop": stop})
 
 
 @dataclass(frozen=True)

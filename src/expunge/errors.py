@@ -25,9 +25,17 @@ class Tampered(ExpungeError):
 
 
 class Interrupted(ExpungeError):
-    """Work stopped half-way on request; `expunge resume` goes on from the last checkpoint."""
+    """Work stopped half-way; `expunge resume` goes on from the last checkpoint."""
 
     exit_code = 3
+
+
+class DiskFull(Interrupted):
+    """A file does not fit on its disk. What was done is kept, and the same command goes on when there is room."""
+
+
+class OutOfMemory(Interrupted):
+    """Memory ran out. What was done is kept, and fewer rows at once need less."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,22 +17,90 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from expunge.errors import ExpungeError
+from expunge.errors import DiskFull, ExpungeError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Say in a sentence why `path` cannot be written, where it is for its disk to blame.
+
+    Raises:
+        DiskFull: when its disk is full.
+        ExpungeError: when it may not be written.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        match _error_number(error):
+            case errno.ENOSPC | errno.EDQUOT:
+                raise _disk_full(path) from error
+            case errno.EROFS | errno.EACCES | errno.EPERM as number:
+                raise ExpungeError(
+                    f"{path} cannot be written ({os.strerror(number)}). Make its folder writable, or choose another one."
+                ) from error
+        raise
+
+
+def _error_number(error: OSError | SafetensorError) -> int | None:
+    """The system's number of what went wrong; safetensors hands it on in words."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else None
+
+
+def _disk_full(path: Path, needed: int | None = None) -> DiskFull:
+    place = existing(path)
+    wanted = f"{megabytes(needed)} are needed, and " if needed else ""
+    return DiskFull(
+        f"{path} does not fit on its disk: {wanted}{megabytes(shutil.disk_usage(place).free)} are free. "
+        "Make room and run the same command again; what was done is kept."
+    )
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Whether `needed` bytes more fit on the disk of `path`, which need not exist yet.
+
+    Raises:
+        DiskFull: when they do not.
+    """
+    if shutil.disk_usage(existing(path)).free < needed:
+        raise _disk_full(path, needed)
+
+
+def existing(path: Path) -> Path:
+    """`path`, or the nearest folder above it that exists."""
+    return next(p for p in (path, *path.absolute().parents) if p.exists())
+
+
+def megabytes(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary path beside `path`; when the block ends well, flush it to disk and rename it to `path`.
+
+    Raises:
+        ExpungeError: as `writing` does.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    _sync_directory(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _sync_directory(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a process that was killed had not written to its end. Nobody else may be writing in `folder`."""
+    for leftover in folder.rglob(".*tmp*"):
+        leftover.unlink()
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -59,7 +130,12 @@ def read_json(path: Path) -> Any:
 
 def append_line(path: Path, line: str) -> None:
     """Append one line and flush it; a half-written last line left by a crash is cut off first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _append(path, line)
+
+
+def _append(path: Path, line: str) -> None:
     with open(path, "a+b") as file:
         end = file.tell()
         if end:
@@ -104,14 +180,29 @@ def digest_folder(folder: Path, suffixes: tuple[str, ...]) -> str:
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: tuple[str, str] | None = None) -> None:
     """Write a safetensors file atomically, with one (name, text) of metadata. The same tensors give the same bytes, which is
     why there is one: safetensors writes several in random order."""
+    check_room(path, sum(tensor.nbytes for tensor in tensors.values()))
     with replacing(path) as temporary:
         contiguous = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
         save_file(contiguous, temporary, dict([metadata]) if metadata else None)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ExpungeError: when the file is missing, or no whole safetensors file.
+    """
     refuse_pickle(path)
-    return load_file(path)
+    with _reading(path):
+        return load_file(path)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ExpungeError(f"{path} cannot be read as a safetensors file ({error}). Is it whole?") from error
 
 
 def refuse_pickle(path: Path) -> None:
@@ -126,12 +217,9 @@ def tensor_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str
         ExpungeError: when the file is missing, or no whole safetensors file.
     """
     refuse_pickle(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-            return shapes, file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ExpungeError(f"{path} cannot be read as a safetensors file ({error}). Is it whole?") from error
+    with _reading(path), safe_open(path, framework="pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+        return shapes, file.metadata() or {}
 
 
 def _sync_directory(folder: Path) -> None:

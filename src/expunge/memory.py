@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from pathlib import Path
@@ -12,6 +13,32 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from expunge.errors import OutOfMemory
+
+
+@contextmanager
+def at_once(rows: int, work: str) -> Iterator[None]:
+    """Do `work` on `rows` rows at once; where memory runs out, say so, and with how many rows to go on.
+
+    Raises:
+        OutOfMemory: when it does.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        if rows == 1:
+            way = "One row at once is the least. `expunge resume RUN` goes on where there is more memory."
+        else:
+            way = f"`expunge resume RUN --batch {rows // 2}` goes on with half of that, to the same result up to rounding."
+        raise OutOfMemory(f"Memory ran out in {work}, with {rows} at once. Nothing is lost. {way}") from error
+
+
+def _ran_out(error: MemoryError | RuntimeError) -> bool:
+    """Whether an allocation failed. On a CPU torch says so in words alone."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
 
 
 def held_bytes(groups: Mapping[str, Any]) -> dict[str, int]:

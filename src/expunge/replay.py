@@ -21,7 +21,7 @@ from torch import Tensor
 from expunge import seeds
 from expunge.backbones import Predictor, Prompts
 from expunge.errors import ExpungeError
-from expunge.files import load_tensors, save_tensors
+from expunge.files import digest_file, load_tensors, save_tensors, write_text
 
 
 class ReplayConfig(BaseModel):
@@ -190,12 +190,16 @@ def trace(
 
 
 def kept_tensors(path: Path | None, make: Callable[[], Mapping[str, Tensor]]) -> Mapping[str, Tensor]:
-    """The tensors stored at `path`, or new ones that are stored there."""
-    if path is not None and path.exists():
+    """The tensors stored at `path`, or new ones that are stored there, with the file's digest beside it. What is not what was
+    stored is made anew."""
+    if path is None:
+        return make()
+    stored = path.with_suffix(".digest")
+    if path.exists() and stored.exists() and stored.read_text() == digest_file(path):
         return load_tensors(path)
     tensors = make()
-    if path is not None:
-        save_tensors(path, dict(tensors))
+    save_tensors(path, dict(tensors))
+    write_text(stored, digest_file(path))
     return tensors
 
 

@@ -136,3 +136,17 @@ def test_each_source_of_prompts_survives_being_written_out() -> None:
     for prompts in ({"source": "folder", "folder": "x"}, {"source": "llm", "model": "y"}, {"vocabulary": "z"}):
         config = preset("lacu-iconworld", {"prompts": prompts})
         assert RunConfig.from_toml(config.to_toml(), "run.toml") == config
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "parts"), [(100, 18, 1), (18, 18, 1), (9, 9, 2), (8, 6, 3), (4, 3, 6), (1, 1, 18)]
+)
+def test_a_smaller_batch_trains_on_the_same_rows(rows: int, size: int, parts: int) -> None:
+    config = preset("lacu-sd15", {"train": {"batch_size": 18, "accumulation": 2, "stop": {"batches": 4}}})
+    smaller = config.at_most(rows)
+    assert smaller.train.stop is not None
+    assert (smaller.train.batch_size, smaller.train.accumulation) == (size, 2 * parts)
+    assert smaller.train.stop.batches * size == 4 * 18
+    assert smaller.replay.batch_size == min(rows, config.replay.batch_size)
+    same = {"batch_size": 18, "accumulation": 2, "stop": config.train.stop}
+    assert smaller.train.model_copy(update=same) == config.train

@@ -80,7 +80,7 @@ def load(folder: Path) -> Backbone:
 
 
 def check(folder: Path) -> None:
-    """Whether all components are there, and none of them pickled. Reads no weights.
+    """Whether all components are there, none of them pickled, and every file of weights as long as it says. Reads no weights.
 
     Raises:
         ExpungeError: as `load` does.
@@ -149,6 +149,8 @@ def _check_component(folder: Path, is_denoiser: bool) -> None:
             f"{folder} holds no .safetensors file. Pickled weights are not opened, because they can run code. "
             "Where you trust them, load the pipeline with Diffusers and write it anew with save_pretrained."
         )
+    for path in sorted(folder.glob("*.safetensors")):
+        tensor_shapes(path)
 
 
 def denoiser_shapes(folder: Path) -> dict[str, tuple[int, ...]]:

@@ -41,7 +41,7 @@ def run(
     protocol: Annotated[str | None, typer.Option(help="What is measured: a built-in protocol or a TOML file.")] = None,
     assignments: Set = [],  # noqa: B006 - typer copies it
 ) -> None:
-    """Make a run, and serve one request for each CONCEPT."""
+    """Make a run, and serve one request for each CONCEPT. The same command again goes on where an interrupted one stood."""
     with sentences():
         quiet()
         from expunge.stream import DEFAULT_PRESET, Run
@@ -58,12 +58,9 @@ def demo(out: Annotated[Path, typer.Option(help="The run's directory.")] = Path(
         from expunge.iconworld import protocol
         from expunge.stream import Run
 
-        if (out / "run.toml").exists():
-            _serve(Run(out))
-        else:
-            name = "iconworld-demo"
-            requests = protocol(name).requests
-            _serve(Run.create(out, requests=requests, changes={"evaluate": {"protocol": name}}))
+        name = "iconworld-demo"
+        requests = protocol(name).requests
+        _serve(Run.create(out, requests=requests, changes={"evaluate": {"protocol": name}}))
 
 
 @app.command()
@@ -153,13 +150,18 @@ def request(path: RunPath, concepts: Concepts) -> None:
 
 
 @app.command()
-def resume(path: RunPath) -> None:
+def resume(
+    path: RunPath,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Most rows or pictures at once, where memory ran out.")
+    ] = None,
+) -> None:
     """Serve the open requests, going on where an interrupted step stood."""
     with sentences():
         quiet()
         from expunge.stream import Run
 
-        _serve(Run(path))
+        _serve(Run(path), batch)
 
 
 @app.command()
@@ -285,7 +287,7 @@ def _changes(assignments: list[str], model: str | None, protocol: str | None) ->
     return changes
 
 
-def _serve(run: Run) -> None:
+def _serve(run: Run, batch: int | None = None) -> None:
     from expunge import report as page
     from expunge.cli.progress import RunProgress
     from expunge.stream import gate
@@ -295,7 +297,7 @@ def _serve(run: Run) -> None:
         return
     served = []
     with RunProgress(console) as progress:
-        for record in run.serve(progress):
+        for record in run.serve(progress, batch):
             page.write(run)
             served.append(record)
     if not served and run.records:  # a process that was killed may have left the page a step behind

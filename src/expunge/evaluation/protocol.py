@@ -109,6 +109,11 @@ class Protocol(_Strict):
                 raise ValueError(f"between.{counts} must not be above final.{counts}")
         return self
 
+    def at_most(self, pictures: int) -> Self:
+        """The same with no more than `pictures` painted at once. A picture changes by rounding alone."""
+        sampler = {"batch_size": min(pictures, self.sampler.batch_size)}
+        return self.model_copy(update={"sampler": self.sampler.model_copy(update=sampler)})
+
     @property
     def held_out(self) -> frozenset[str]:
         """Neighbours that are never trained on."""

@@ -161,6 +161,13 @@ class RunConfig(TomlConfig):
     def with_strength(self, strength: float) -> Self:
         return self.model_copy(update={"method": {**self.method, "strength": strength}})
 
+    def at_most(self, rows: int) -> Self:
+        """The same with no more than `rows` rows at once, where a batch of `train` or `replay` is larger."""
+        replay = {"batch_size": min(rows, self.replay.batch_size)}
+        return self.model_copy(
+            update={"train": self.train.at_most(rows), "replay": self.replay.model_copy(update=replay)}
+        )
+
     def build_method(self) -> GradientMethod[Any, Any]:
         cls = method_class(self.method["name"])
         return cls(cls.Config.model_validate({k: v for k, v in self.method.items() if k != "name"}))

@@ -7,14 +7,14 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from PIL import Image
 
 from expunge.concepts import Request
@@ -28,7 +28,9 @@ from expunge.files import (
     read_json,
     read_lines,
     replacing,
+    sweep,
     write_text,
+    writing,
 )
 from expunge.stream import chain
 
@@ -86,8 +88,7 @@ class RunDirectory:
         """What M(0) painted for one step and will be asked by later ones; what is missing is painted anew."""
         self.event_lines = path / "events.jsonl"
         self.request_lines = path / "requests.jsonl"
-        self.appending = FileLock(path / "append.lock")
-        """Held for the moment of an append, so that a request can be added while another process serves the run."""
+        self._append_lock = FileLock(path / "append.lock")
 
     def step(self, index: int) -> StepDirectory:
         return StepDirectory(self.path / "steps" / f"{index:04d}")
@@ -102,14 +103,28 @@ class RunDirectory:
         if (step := self.step(index)).path.exists():
             step.path.rename(step.path.with_name(f"{step.path.name}.replaced-{len(self.replaced(index)) + 1}"))
 
+    @property
+    def vacant(self) -> bool:
+        """Whether a run can be made here: at most half a run.toml lies here, from a process that was killed as it wrote it."""
+        return not self.path.exists() or all(p.name.startswith(f".{self.config.name}.") for p in self.path.iterdir())
+
+    def sweep(self) -> None:
+        """Delete what a process that was killed while it served had not written to its end."""
+        for folder in (self.memory, self.base_judgements.parent, self.path / "steps"):
+            sweep(folder)
+
     # -- append-only files ----------------------------------------------------------------------------------------
+
+    def appending(self) -> AbstractContextManager[None]:
+        """Held for the moment of an append, so that a request can be added while another process serves the run."""
+        return _held(self._append_lock)
 
     def requests(self) -> list[Request]:
         return [Request.model_validate_json(line) for line in read_lines(self.request_lines)]
 
     def add_request(self, request: Request) -> None:
         line = request.model_dump_json()
-        with self.appending:
+        with self.appending():
             self.add_event("requested", request=request.id, line=digest_bytes(line.encode()))
             append_line(self.request_lines, line)
 
@@ -118,7 +133,7 @@ class RunDirectory:
 
     def add_event(self, event: str, **details: Any) -> None:
         """Append a state change to the chain."""
-        with self.appending:
+        with self.appending():
             line = chain.link(read_lines(self.event_lines), {"at": now(), "event": event, **details})
             append_line(self.event_lines, line)
 
@@ -138,16 +153,22 @@ class RunDirectory:
         Raises:
             ExpungeError: when another process holds it.
         """
-        path = self.path / "lock"
+        owner = self.path / "lock.owner"
         try:
-            with FileLock(path, timeout=0):
-                owner = path.with_name("lock.owner")
+            with _held(FileLock(self.path / "lock", timeout=0)):
                 write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
                 yield
         except Timeout as error:
-            owner = path.with_name("lock.owner")
             who = owner.read_text().strip() if owner.exists() else "another process"
             raise ExpungeError(f"{self.path} is in use by {who}. Wait until it ends, or stop it.") from error
+
+
+@contextmanager
+def _held(lock: BaseFileLock) -> Iterator[None]:
+    with writing(Path(lock.lock_file)):
+        taken = lock.acquire()
+    with taken:
+        yield
 
 
 # -- tables and pictures --------------------------------------------------------------------------------------------------

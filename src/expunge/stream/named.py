@@ -58,6 +58,7 @@ def forgettable(source: PromptSource, name: str) -> Concept:
 def check_config(config: RunConfig, folder: Path) -> None:
     """All that can be known to fail before anything is loaded."""
     backbone = backbones.backbone_class(folder)
+    backbones.check(folder)
     compute_dtype(config.train.precision)
     compute_dtype(config.evaluate.precision)
     groups = ("full", *backbone.parameter_groups)

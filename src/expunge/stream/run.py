@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from expunge.stream.card import model_card
 from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
 from expunge.stream.history import History
+from expunge.stream.intact import check_measured, check_model
 from expunge.stream.named import (
     JUDGES,
     check_config,
@@ -70,6 +72,8 @@ class Run:
     ) -> Self:
         """Make a run: check everything that can be checked without loading the model, then freeze `run.toml`.
 
+        Where the same call made a run at `path` already, or was killed while it did, that run is completed and opened.
+
         Args:
             requests: concepts to forget, one request each (or a list of concepts for one request).
             preset_name: a preset's name or a TOML file.
@@ -89,23 +93,34 @@ class Run:
         cls, path: str | Path, requests: Sequence[str | Sequence[str]], preset_name: str, changes: Mapping[str, Any]
     ) -> None:
         directory = RunDirectory(Path(path))
-        if directory.path.exists() and any(directory.path.iterdir()):
-            raise ExpungeError(f"{path} is not empty. Choose another folder, or `expunge request {path} CONCEPT`.")
+        if not directory.vacant and not directory.config.exists():
+            raise ExpungeError(f"{path} is not empty, and holds no run. Choose another folder.")
         config = preset(preset_name, changes)
         folder = model_folder(config.model.source)
         check_config(config, folder)
         source = prompt_source(config.prompts)
-        asked = [forgettable(source, n).name for r in requests for n in ([r] if isinstance(r, str) else r)]
+        groups = [[forgettable(source, n).name for n in ([r] if isinstance(r, str) else r)] for r in requests]
+        asked = [name for names in groups for name in names]
         if twice := sorted({name for name in asked if asked.count(name) > 1}):
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         check_judged(read_protocol(config.evaluate.protocol), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
-        write_text(directory.config, config.frozen(digest).to_toml())
+        frozen = config.frozen(digest).to_toml()
+        if directory.vacant:
+            write_text(directory.config, frozen)
         run = cls(path)
-        name = model_name(config.model.source, folder)
-        run.directory.add_event("created", config=digest_file(directory.config), model=digest, name=name)
-        for names in requests:
-            run.request(*([names] if isinstance(names, str) else names))
+        with run.directory.appending():
+            begun = [[c.name for c in r.concepts] for r in run.requests]
+            if run.directory.config.read_text() != frozen or any(a != b for a, b in zip(begun, groups, strict=False)):
+                raise ExpungeError(
+                    f"{path} is not empty: it holds a run of other settings or requests. Choose another folder, or "
+                    f"`expunge request {path} CONCEPT`."
+                )
+            if not run.directory.events():
+                name = model_name(config.model.source, folder)
+                run.directory.add_event("created", config=digest_file(directory.config), model=digest, name=name)
+            for names in groups[len(begun) :]:
+                run.request(*names)
 
     # -- requests -------------------------------------------------------------------------------------------------
 
@@ -119,7 +134,7 @@ class Run:
             raise ExpungeError("A request names at least one concept.")
         concepts = tuple(dict.fromkeys(forgettable(self.source, name) for name in names))
         check_judged(self.protocol, self.source, concepts, self._folder)
-        with self.directory.appending:
+        with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
             free = ("rejected", "withdrawn")
             taken = {c.name: r.id for r in requests if status.get(int(r.id)) not in free for c in r.concepts}
@@ -163,18 +178,31 @@ class Run:
 
     # -- serving --------------------------------------------------------------------------------------------------
 
-    def serve(self, progress: ProgressCallback = lambda _: None) -> Iterator[StepRecord]:
-        """Serve the open requests in order, yielding each finished step. Stops after a step that the gate rejects."""
+    def serve(self, progress: ProgressCallback = lambda _: None, batch: int | None = None) -> Iterator[StepRecord]:
+        """Serve the open requests in order, yielding each finished step. Stops after a step that the gate rejects.
+
+        Args:
+            batch: most rows or pictures at once, where memory does not hold the configured ones; the result is the same up to
+                rounding.
+
+        Raises:
+            Interrupted: when memory or disk are full; what was done is kept.
+        """
         team = Team()
         if not team.first:
-            self._assist(team)
+            self._assist(team, batch)
             return
         with self.directory.locked():
+            self.directory.sweep()
+            check_measured(self.directory)
+            check_model(self.directory)
             self._write_summary()  # a process that was killed may have left it a step behind
+            if batch and self.open_requests:
+                self.directory.add_event("resumed", batch=batch)
             shop: Workshop | None = None
             rejected = False
             while (todo := self.open_requests) and not rejected:
-                shop = shop or self._workshop(progress, team)
+                shop = shop or self._workshop(progress, team, batch)
                 record = self._attempt(shop, todo[0], "between" if len(todo) > 1 else "final")
                 if record is None:
                     continue
@@ -183,11 +211,11 @@ class Run:
                 yield record
             team.tell(None)
 
-    def _assist(self, team: Team) -> None:
+    def _assist(self, team: Team, batch: int | None) -> None:
         """Train beside the first process, which does all the rest."""
         shop: Workshop | None = None
         for index in team.told():
-            shop = shop or self._workshop(lambda _: None, team)
+            shop = shop or self._workshop(lambda _: None, team, batch)
             request = next(r for r in self.requests if int(r.id) == index)
             ready, forgotten = self._set_up(shop)
             train_along(ready, request, self.current_weights, forgotten)
@@ -205,13 +233,13 @@ class Run:
         """The workshop for the attempt that is at work, and what was forgotten before it."""
         history = self.history
         if history.retry:
-            shop = replace(shop, config=self.config.with_strength(history.retry[1]), retrying=True)
+            shop = replace(shop, config=shop.config.with_strength(history.retry[1]), retrying=True)
         concepts = {int(r.id): r.concepts for r in self.requests}
         return shop, {i: concepts[i] for i in history.accepted}
 
-    def resume(self, progress: ProgressCallback = lambda _: None) -> list[StepRecord]:
+    def resume(self, progress: ProgressCallback = lambda _: None, batch: int | None = None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
-        return list(self.serve(progress))
+        return list(self.serve(progress, batch))
 
     def train(self, request: Request, previous: Path | None) -> Cost:
         """Train the step of `request` on top of the weights `previous` (None: the base model), and judge nothing: the step
@@ -232,7 +260,7 @@ class Run:
         Raises:
             ExpungeError: when the step was not rejected, or did not begin with the current model.
         """
-        with self.directory.locked():
+        with self._deciding():
             history = self.history
             if history.status.get(step) != "rejected":
                 raise ExpungeError(f"{self._called(step)}, not rejected: there is nothing to accept.")
@@ -252,7 +280,7 @@ class Run:
         Raises:
             ExpungeError: when the step is not an accepted one.
         """
-        with self.directory.locked():
+        with self._deciding():
             if step and self.history.status.get(step) != "accepted":
                 raise ExpungeError(f"{self._called(step)}, not accepted: its model cannot be made current.")
             self.directory.add_event("rolled back", to=step, by=by, reason=reason)
@@ -264,11 +292,18 @@ class Run:
         Raises:
             ExpungeError: when there is no such request, or it is withdrawn already.
         """
-        with self.directory.locked():
+        with self._deciding():
             if step not in {int(r.id) for r in self.requests} or self.history.status.get(step) == "withdrawn":
                 raise ExpungeError(f"{self._called(step)}: there is nothing to withdraw.")
             self.directory.add_event("withdrawn", step=step, by=by, reason=reason)
             self._write_summary()
+
+    @contextmanager
+    def _deciding(self) -> Iterator[None]:
+        """Hold the run, whose summary can be written afterwards."""
+        with self.directory.locked():
+            check_measured(self.directory)
+            yield
 
     def _called(self, step: int) -> str:
         """What a step is, as the start of a sentence."""
@@ -282,18 +317,18 @@ class Run:
         """All concepts that the run was ever asked to forget."""
         return list(dict.fromkeys(c for r in self.requests for c in r.concepts))
 
-    def _workshop(self, progress: ProgressCallback, team: Team) -> Workshop:
+    def _workshop(self, progress: ProgressCallback, team: Team, batch: int | None = None) -> Workshop:
         progress(Progress(0, "load", 0, 1))
         backbone = self._load()
         if self.config.train.engine == "reference":
             reference.default_layout(backbone)
         return Workshop(
             directory=self.directory,
-            config=self.config,
+            config=self.config.at_most(batch) if batch else self.config,
             backbone=backbone,
             stored=backbones.stored_denoiser(self._folder),
             source=self.source,
-            protocol=self.protocol,
+            protocol=self.protocol.at_most(batch) if batch else self.protocol,
             judge=find_judge(self.protocol.judge, JUDGES),
             progress=progress,
             team=team,

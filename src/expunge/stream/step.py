@@ -25,10 +25,10 @@ from expunge.concepts import Concept, Request
 from expunge.engine import Kept, StepLog, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, metrics, protocol_rows
-from expunge.files import digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
+from expunge.files import check_room, digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
 from expunge.locality import Choice
-from expunge.memory import held_bytes, peak_memory
+from expunge.memory import at_once, held_bytes, peak_memory
 from expunge.methods import Earlier, GradientMethod, Record, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
@@ -253,6 +253,7 @@ def _train(
     clock: _Clock,
 ) -> dict[str, int]:
     """Train and save; the bytes of the tensors that were held meanwhile."""
+    _check_room(shop, step)
     counts = Evaluations()
     shop.team.tell(step.index)
     lesson = _prepare(shop, request, previous, forgotten, counts)
@@ -307,7 +308,7 @@ def _prepare(
         progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
     )
     shop.progress(Progress(step.index, "choose", 0, 1))
-    with shop.team.in_turn():
+    with shop.team.in_turn(), at_once(config.replay.batch_size, "choosing prompts and replaying latents"):
         state, record = method.prepare(context)
     return _Lesson(shop, step, context, method, state, record, counts)
 
@@ -320,7 +321,7 @@ def _learn(lesson: _Lesson) -> Kept:
         shop.progress(Progress(step.index, "train", entry.step, shop.config.train.steps, entry.losses))
 
     before = Evaluations(counts.forward, counts.backward)
-    with shop.team.together():
+    with shop.team.together(), at_once(shop.config.train.batch_size, "training"):
         kept = train(
             shop.backbone,
             lesson.context.teacher,
@@ -339,6 +340,16 @@ def _learn(lesson: _Lesson) -> Kept:
     counts.forward += others * (counts.forward - before.forward)
     counts.backward += others * (counts.backward - before.backward)
     return kept
+
+
+def _check_room(shop: Workshop, step: StepDirectory) -> None:
+    """Before hours of work: whether the weights fit on the disk, and two checkpoints of weights and moments in fp32. (Adapters
+    are small.)"""
+    train = shop.config.train
+    trained = [shop.stored[name] for name in shop.backbone.parameters_of(train.parameters)]
+    checkpoint = 0 if train.parameters == "lora" else 3 * 4 * sum(w.numel() for w in trained)
+    there = sum(path.stat().st_size for path in step.path.rglob("*") if path.is_file())
+    check_room(step.path, sum(w.nbytes for w in trained) + 2 * checkpoint - there)
 
 
 def _seed(config: RunConfig, index: int) -> int:
@@ -398,15 +409,16 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
 
 def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
     phase = "evaluate" if index else "evaluate base"
-    return evaluate(
-        shop.backbone,
-        shop.backbone.denoiser,
-        rows,
-        shop.protocol.sampler,
-        shop.judge,
-        lambda done, of: shop.progress(Progress(index, phase, done, of)),
-        shop.config.evaluate.precision,
-    )
+    with at_once(shop.protocol.sampler.batch_size, "painting pictures"):
+        return evaluate(
+            shop.backbone,
+            shop.backbone.denoiser,
+            rows,
+            shop.protocol.sampler,
+            shop.judge,
+            lambda done, of: shop.progress(Progress(index, phase, done, of)),
+            shop.config.evaluate.precision,
+        )
 
 
 # -- time and counts that outlive the process ---------------------------------------------------------------------------------

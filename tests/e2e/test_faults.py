@@ -1,0 +1,435 @@
+"""What goes wrong outside of Expunge: each time a sentence, nothing lost, and a way on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from itertools import count
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import expunge as package
+from expunge import backbones, iconworld
+from expunge.backbones import StableDiffusion
+from expunge.cli.progress import RunProgress
+from expunge.errors import DiskFull
+from expunge.evaluation import run as evaluation
+from expunge.files import digest_bytes, digest_file, load_tensors, writing
+from expunge.stream import Progress, directory, step, verify
+from expunge.stream import run as stream
+from expunge.stream.directory import RunDirectory, write_table
+from expunge.stream.intact import check_measured, check_model
+from runs import FAST, PROTOCOL, expunge
+
+WEIGHTS = "steps/0001/weights.safetensors"
+
+
+def same_weights(run: Path, other: Path) -> bool:
+    return digest_file(run / WEIGHTS) == digest_file(other / WEIGHTS)
+
+
+def state(run: Path) -> dict[str, str]:
+    """{file: digest}, without locks."""
+    files = (p for p in sorted(run.rglob("*")) if p.is_file() and "lock" not in p.name)
+    return {str(p.relative_to(run)): digest_file(p) for p in files}
+
+
+@pytest.fixture
+def waiting(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run with a third request, which waits."""
+    run = shutil.copytree(finished_run, tmp_path / "waiting")
+    expunge("request", run, "pumpkin")
+    return run
+
+
+@pytest.fixture
+def when(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Progress], bool], Callable[[], None]], None]:
+    """`when(reached, act)`: do something in the middle of a run, the first time that its progress has reached a moment."""
+
+    def when(reached: Callable[[Progress], bool], act: Callable[[], None]) -> None:
+        acted = False
+
+        def told(self: RunProgress, progress: Progress) -> None:
+            nonlocal acted
+            if not acted and reached(progress):
+                acted = True
+                act()
+
+        monkeypatch.setattr(RunProgress, "__call__", told)
+
+    return when
+
+
+# -- the making of a run --------------------------------------------------------------------------------------------------
+
+
+def make(path: Path, *requests: str) -> package.Run:
+    return package.Run.create(path, requests=requests, changes={"evaluate": {"protocol": str(PROTOCOL)}})
+
+
+@pytest.mark.parametrize(("events", "requests"), [(None, 0), (0, 0), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)])
+def test_a_run_whose_making_was_killed_is_made_by_the_same_call(
+    tmp_path: Path, events: int | None, requests: int
+) -> None:
+    """events: how many were written; None where not even run.toml was."""
+    path = tmp_path / "run"
+    run = make(path, "panda", "mosaic").directory
+    for lines, kept in ((run.event_lines, events or 0), (run.request_lines, requests)):
+        lines.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[:kept]))
+    if events is None:
+        shutil.rmtree(path)
+        path.mkdir()
+        (path / ".run.toml.1234.tmp").write_text("schema")
+    made = make(path, "panda", "mosaic")
+    assert [[c.name for c in r.concepts] for r in made.requests] == [["panda"], ["mosaic"]]
+    assert verify(path).problems == ()
+    assert state(path) == state(make(path, "panda", "mosaic").directory.path)
+
+
+def test_another_call_does_not_take_a_run_for_its_own(tmp_path: Path) -> None:
+    make(tmp_path / "run", "panda", "mosaic")
+    before = state(tmp_path / "run")
+    for requests, changes in ((["mosaic"], {}), (["panda", "mosaic"], {"train": {"steps": 3}})):
+        with pytest.raises(package.ExpungeError, match="other settings or requests"):
+            package.Run.create(
+                tmp_path / "run", requests=requests, changes={"evaluate": {"protocol": str(PROTOCOL)}, **changes}
+            )
+    assert state(tmp_path / "run") == before
+
+
+def test_what_a_killed_process_had_half_written_is_swept_away(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    before = state(run)
+    for name in ("memory/.tmpAbCd", "steps/0002/.weights.safetensors.1234.tmp", "base/images/.x.png.1234.tmp"):
+        (run / name).write_bytes(b"half")
+    expunge("resume", run)
+    assert not list(run.rglob(".*"))
+    assert state(run).keys() == before.keys()
+
+
+# -- disks ----------------------------------------------------------------------------------------------------------------
+
+
+def mount(*arguments: str | Path) -> None:
+    done = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting is not allowed here: {done.stderr.strip()}")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", path)
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with open(path, "wb", buffering=0) as file:
+        for size in (2**16, 1):
+            try:
+                while file.write(b"x" * size):
+                    pass
+            except OSError:
+                continue
+
+
+def test_a_full_disk_ends_a_run_that_can_go_on(finished_run: Path, small_disk: Path, when: Callable[..., None]) -> None:
+    arguments = ("run", small_disk / "run", "panda", *FAST)
+    said = expunge(*arguments, code=3)
+    assert "steps/0001 does not fit on its disk: " in said
+    assert "MB are needed, and " in said
+    assert "run the same command again" in said
+    assert not (small_disk / "run" / "base").exists()  # said before any work
+
+    mount("-o", "remount,size=64m", small_disk)
+    when(lambda p: p.phase == "train" and p.done == 3, lambda: fill(small_disk / "ballast"))
+    assert "does not fit on its disk: 0.0 MB are free" in expunge(*arguments, code=3)
+    assert not (small_disk / "run" / WEIGHTS).exists()
+
+    (small_disk / "ballast").unlink()
+    expunge(*arguments)
+    assert same_weights(small_disk / "run", finished_run)
+    assert verify(small_disk / "run").problems == ()
+
+
+def test_every_kind_of_file_says_that_its_disk_is_full(small_disk: Path) -> None:
+    fill(small_disk / "ballast")
+    for write in (
+        lambda path: save_file({"a": torch.zeros(1000)}, path),
+        lambda path: path.write_text("a" * 10000),
+        lambda path: pd.DataFrame({"a": range(1000)}).to_parquet(path),
+    ):
+        with (
+            pytest.raises(DiskFull, match=r"file does not fit on its disk: 0\.0 MB are free"),
+            writing(small_disk / "file"),
+        ):
+            write(small_disk / "file")
+    with pytest.raises(DiskFull):
+        write_table(small_disk / "table", pd.DataFrame({"a": range(1000)}))
+    assert not (small_disk / "table").exists()
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Modes bind everyone but root, for whom the folder is mounted over itself."""
+    if os.geteuid() == 0:
+        mount("--bind", folder, folder)
+        mount("-o", "remount,ro,bind", folder)
+    else:
+        change_modes(folder, lambda mode: mode & ~0o222)
+    try:
+        yield
+    finally:
+        if os.geteuid() == 0:
+            subprocess.run(["umount", str(folder)], check=True)
+        else:
+            change_modes(folder, lambda mode: mode | 0o200)
+
+
+def change_modes(folder: Path, change: Callable[[int], int]) -> None:
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(change(path.stat().st_mode))
+
+
+def test_a_folder_that_may_not_be_written_is_told_and_can_still_be_looked_at(waiting: Path) -> None:
+    before = state(waiting)
+    with read_only(waiting):
+        for arguments in (["resume"], ["request", "fox"], ["rollback", "1"]):
+            command, *more = arguments
+            said = expunge(command, waiting, *more, code=2)
+            assert "cannot be written (" in said
+            assert "Make its folder writable" in said
+        assert "cannot be written (" in expunge("run", waiting / "new", "panda", *FAST, code=2)
+        assert "0003 pumpkin open" in expunge("status", waiting)
+        expunge("verify", waiting)
+    assert state(waiting) == before
+    expunge("rollback", waiting, "1")
+
+
+# -- processes and clocks -------------------------------------------------------------------------------------------------
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from expunge.stream.directory import RunDirectory
+with RunDirectory(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    time.sleep(300)
+"""
+
+
+def test_a_lock_names_its_process_and_dies_with_it(finished_run: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(run)], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    assert f"is in use by process {other.pid} on " in expunge("resume", run, code=2)
+    other.kill()
+    other.wait()
+    assert f"process {other.pid} " in (run / "lock.owner").read_text()
+    expunge("resume", run)
+    assert f"process {os.getpid()} " in (run / "lock.owner").read_text()
+
+
+def test_a_clock_that_goes_backwards_changes_no_order_and_no_duration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = count()
+
+    def backwards() -> str:
+        return (datetime(2030, 1, 1, tzinfo=UTC) - timedelta(hours=next(hours))).isoformat()
+
+    for module in (directory, step, stream):
+        monkeypatch.setattr(module, "now", backwards)
+    run = tmp_path / "run"
+    expunge("run", run, "panda", *FAST)
+    events = RunDirectory(run).events()
+    assert [e["event"] for e in events] == ["created", "requested", "started", "measured", "accepted"]
+    times = [e["at"] for e in events]
+    assert times == sorted(times, reverse=True)
+    assert verify(run).problems == ()
+    assert min(json.loads((run / "steps/0001/step.json").read_text())["seconds"].values()) >= 0
+    assert all(json.loads(line)["seconds"] >= 0 for line in (run / "steps/0001/train.jsonl").read_text().splitlines())
+
+
+def test_an_interrupt_in_any_phase_leaves_a_run_that_goes_on(
+    finished_run: Path, tmp_path: Path, when: Callable[..., None]
+) -> None:
+    arguments = ("run", tmp_path / "run", "panda", *FAST)
+    for phase in ("load", "choose", "replay forget", "train", "evaluate base", "evaluate"):
+        when(lambda p, phase=phase: p.phase == phase, lambda: signal.raise_signal(signal.SIGINT))
+        assert "Interrupted. Nothing is lost" in expunge(*arguments, code=3)
+        assert "panda accepted" not in expunge("status", tmp_path / "run")
+    expunge(*arguments)
+    assert same_weights(tmp_path / "run", finished_run)
+    assert verify(tmp_path / "run").problems == ()
+
+
+# -- damaged files --------------------------------------------------------------------------------------------------------
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def alter(path: Path) -> None:
+    """Change the last byte but two: the file still reads well."""
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(bytes(data))
+
+
+@pytest.mark.parametrize("damage", [truncate, alter])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("steps/0002/weights.safetensors", "`expunge rollback RUN 1`"),
+        ("steps/0001/choices.json", "`expunge rollback RUN 0`"),
+        ("steps/0001/judgements.parquet", "Restore it from a copy"),
+        ("steps/0002/step.json", "Restore it from a copy"),
+        ("base/judgements.parquet", "Restore it from a copy"),
+    ],
+)
+def test_a_damaged_file_is_told_before_anything_is_built_on_it(
+    waiting: Path, name: str, way: str, damage: Callable[[Path], None]
+) -> None:
+    whole = (waiting / name).read_bytes()
+    damage(waiting / name)
+    before = state(waiting)
+    said = expunge("resume", waiting, code=2)
+    assert name in said
+    assert digest_bytes(whole) in said
+    assert digest_file(waiting / name) in said
+    assert way in said
+    assert state(waiting) == before
+    (waiting / name).write_bytes(whole)
+    check_measured(RunDirectory(waiting))
+    check_model(RunDirectory(waiting))
+
+
+def test_a_missing_file_and_a_damaged_picture_are_told_too(waiting: Path) -> None:
+    (waiting / "steps/0002/weights.safetensors").unlink()
+    assert "weights.safetensors is missing" in expunge("resume", waiting, code=2)
+    truncate(next((waiting / "base/images").iterdir()))
+    assert "a picture of the base model was damaged" in expunge("resume", waiting, code=2)
+
+
+def test_a_rollback_leads_away_from_damaged_weights(waiting: Path) -> None:
+    truncate(waiting / "steps/0002/weights.safetensors")
+    expunge("rollback", waiting, "1")
+    check_model(RunDirectory(waiting))
+    expunge("request", waiting, "mosaic")
+    assert [c.name for r in package.Run(waiting).open_requests for c in r.concepts] == ["pumpkin", "mosaic"]
+
+
+def test_what_the_base_model_painted_is_painted_anew_where_it_is_damaged(
+    finished_run: Path, tmp_path: Path, when: Callable[..., None]
+) -> None:
+    run = tmp_path / "run"
+    when(lambda p: p.phase == "train", lambda: signal.raise_signal(signal.SIGINT))
+    expunge("run", run, "panda", *FAST, code=3)
+    whole = state(run / "memory")
+    one, other, *_ = sorted((run / "memory").glob("*.safetensors"))
+    truncate(one)
+    alter(other)
+    assert load_tensors(other)
+    assert state(run / "memory") != whole
+    expunge("resume", run)
+    assert same_weights(run, finished_run)
+    assert state(run / "memory") == whole
+
+
+def test_a_truncated_base_model_is_told_and_nothing_is_lost(tmp_path: Path) -> None:
+    source = iconworld.model_folder("iconworld")
+    assert source is not None
+    model = shutil.copytree(source, tmp_path / source.name)
+    run = package.Run.create(
+        tmp_path / "run",
+        requests=["panda"],
+        changes={"model": {"source": str(model)}, "evaluate": {"protocol": str(PROTOCOL)}},
+    )
+    before = state(tmp_path / "run")
+    shard = max((model / "unet").glob("*.safetensors"))
+    whole = shard.read_bytes()
+    truncate(shard)
+    assert "is not the model that this run began with" in expunge("resume", tmp_path / "run", code=2)
+    assert state(tmp_path / "run") == before
+    said = expunge("run", tmp_path / "new", "panda", *FAST, "--model", model, code=2)
+    assert f"{shard} cannot be read as a safetensors file" in said
+    assert not (tmp_path / "new").exists()
+    shard.write_bytes(whole)
+    assert run.backbone().parameters_of("full")
+
+
+# -- memory ---------------------------------------------------------------------------------------------------------------
+
+
+def allocate_too_much() -> None:
+    torch.empty(10**15)
+
+
+def test_training_that_runs_out_of_memory_goes_on_with_a_smaller_batch(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pass of training holds two rows of each of two roles; there is room for one of each."""
+    predict = StableDiffusion.predict
+
+    def limited(self: StableDiffusion, denoiser: torch.nn.Module, latents: torch.Tensor, *more: object) -> torch.Tensor:
+        if torch.is_grad_enabled() and len(latents) > 2:
+            allocate_too_much()
+        return predict(self, denoiser, latents, *more)
+
+    monkeypatch.setattr(StableDiffusion, "predict", limited)
+    run = tmp_path / "run"
+    said = expunge("run", run, "panda", *FAST, code=3)
+    assert "Memory ran out in training, with 2 at once. Nothing is lost." in said
+    assert "`expunge resume RUN --batch 1`" in said
+    expunge("resume", run, "--batch", "1")
+    assert [e["batch"] for e in RunDirectory(run).events() if e["event"] == "resumed"] == [1]
+    assert verify(run).problems == ()
+    ours, theirs = (load_tensors(path / WEIGHTS) for path in (run, finished_run))
+    folder = iconworld.model_folder("iconworld")
+    assert folder is not None
+    base = backbones.stored_denoiser(folder)
+    apart = sum((ours[n].double() - theirs[n].double()).square().sum() for n in ours)
+    moved = sum((ours[n].double() - base[n].double()).square().sum() for n in ours)
+    assert apart < 1e-4 * moved
+
+
+def test_painting_that_runs_out_of_memory_goes_on_with_a_smaller_batch(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paint = evaluation.paint
+
+    def limited(model: object, denoiser: object, prompts: list[str], *more: object) -> torch.Tensor:
+        if len(prompts) > 4:
+            allocate_too_much()
+        return paint(model, denoiser, prompts, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(evaluation, "paint", limited)
+    run = tmp_path / "run"
+    said = expunge("run", run, "panda", *FAST, code=3)
+    assert "Memory ran out in painting pictures, with 8 at once" in said
+    assert "--batch 4" in said
+    expunge("resume", run, "--batch", "4")
+    assert same_weights(run, finished_run)
+    ours, theirs = (pd.read_parquet(p / "steps/0001/judgements.parquet").set_index("row") for p in (run, finished_run))
+    both = ours.index[ours["level"] == "between"]
+    assert len(both) == 10
+    assert (ours.loc[both, "shown"] == theirs.loc[both, "shown"]).all()
+    assert (ours.loc[both, "confidence"] - theirs.loc[both, "confidence"]).abs().max() < 1e-2
