@@ -58,8 +58,10 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         section, dot, field = path.partition(".")
-        if not equals or bool(dot) != bool(field) or (not dot and section != "seed"):
-            raise ExpungeError(f"--set {assignment} is not SECTION.FIELD=VALUE, e.g. train.steps=80 (or seed=1).")
+        if not equals or bool(dot) != bool(field) or (not dot and section not in ("seed", "keep")):
+            raise ExpungeError(
+                f"--set {assignment} is not SECTION.FIELD=VALUE, e.g. train.steps=80 (or seed=1, keep=3)."
+            )
         try:
             value = tomllib.loads(f"value = {text}")["value"]
         except tomllib.TOMLDecodeError:

@@ -109,11 +109,15 @@ class GateConfig(_Strict):
 class RunConfig(TomlConfig):
     """The whole of `run.toml`. `method` and `constraints` hold a name and the fields of what it names, all written out.
 
+    Attributes:
+        keep: weights of how many accepted steps stay on disk, the latest ones; None for all.
+
     With the engine `reference` the settings of the published loop take the place of a preset's, and are written out too.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
     seed: int = Field(0, ge=0)
+    keep: int | None = Field(None, ge=1)
     model: ModelConfig = ModelConfig()
     method: dict[str, Any] = {"name": "lacu"}
     constraints: tuple[dict[str, Any], ...] = ()

@@ -37,6 +37,7 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
+from expunge.stream.pruning import check_kept, prune
 from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone, train_along
 from expunge.stream.summary import ModelSummary, StepRecord, Summary, summarise
 from expunge.stream.team import Team
@@ -207,6 +208,8 @@ class Run:
                 if record is None:
                     continue
                 self._write_summary()
+                if self.config.keep:
+                    prune(self.directory, self.config.keep)
                 rejected = record.status == "rejected"
                 yield record
             team.tell(None)
@@ -283,6 +286,7 @@ class Run:
         with self._deciding():
             if step and self.history.status.get(step) != "accepted":
                 raise ExpungeError(f"{self._called(step)}, not accepted: its model cannot be made current.")
+            check_kept(self.directory, step)
             self.directory.add_event("rolled back", to=step, by=by, reason=reason)
             self._write_summary()
 
@@ -295,6 +299,8 @@ class Run:
         with self._deciding():
             if step not in {int(r.id) for r in self.requests} or self.history.status.get(step) == "withdrawn":
                 raise ExpungeError(f"{self._called(step)}: there is nothing to withdraw.")
+            if step in (accepted := self.history.accepted):
+                check_kept(self.directory, max((i for i in accepted if i < step), default=0))
             self.directory.add_event("withdrawn", step=step, by=by, reason=reason)
             self._write_summary()
 

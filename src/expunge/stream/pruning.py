@@ -1,0 +1,35 @@
+"""`keep = N`: the weights of the last N accepted steps stay on disk, and those of all work before them are deleted.
+
+Everything else of a step stays, and so does what `verify` says of it: the events name the digests that were pruned.
+"""
+
+from __future__ import annotations
+
+from expunge.errors import ExpungeError
+from expunge.files import digest_file
+from expunge.stream.directory import RunDirectory, StepDirectory
+from expunge.stream.history import History
+
+
+def prune(directory: RunDirectory, keep: int) -> None:
+    """Delete the weights of all steps, and of work that gave way, before the last `keep` accepted steps."""
+    spared = History.of(directory.events()).accepted[-keep:]
+    steps = [StepDirectory(path) for path in sorted((directory.path / "steps").iterdir())]
+    gone = [step.weights for step in steps if spared and step.index < spared[0] and step.weights.exists()]
+    if gone:
+        directory.add_event("pruned", weights=[digest_file(path) for path in gone])
+        for path in gone:
+            path.unlink()
+
+
+def check_kept(directory: RunDirectory, step: int) -> None:
+    """Whether the model of an accepted step is still there.
+
+    Raises:
+        ExpungeError: when its weights were pruned.
+    """
+    if step and not directory.step(step).weights.exists():
+        raise ExpungeError(
+            f"The weights of step {step} are no longer there: this run keeps those of the last steps only (keep in run.toml). "
+            "Its concepts can be requested anew in a new run."
+        )
