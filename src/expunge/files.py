@@ -50,10 +50,9 @@ def _error_number(error: OSError | SafetensorError) -> int | None:
 
 
 def _disk_full(path: Path, needed: int | None = None) -> DiskFull:
-    place = existing(path)
-    wanted = f"{megabytes(needed)} are needed, and " if needed else ""
+    wanted = f"{_megabytes(needed)} are needed, and " if needed else ""
     return DiskFull(
-        f"{path} does not fit on its disk: {wanted}{megabytes(shutil.disk_usage(place).free)} are free. "
+        f"{path} does not fit on its disk: {wanted}{_megabytes(_free(path))} are free. "
         "Make room and run the same command again; what was done is kept."
     )
 
@@ -64,16 +63,16 @@ def check_room(path: Path, needed: int) -> None:
     Raises:
         DiskFull: when they do not.
     """
-    if shutil.disk_usage(existing(path)).free < needed:
+    if _free(path) < needed:
         raise _disk_full(path, needed)
 
 
-def existing(path: Path) -> Path:
-    """`path`, or the nearest folder above it that exists."""
-    return next(p for p in (path, *path.absolute().parents) if p.exists())
+def _free(path: Path) -> int:
+    """Bytes that are free on the disk of `path`."""
+    return shutil.disk_usage(next(p for p in (path, *path.absolute().parents) if p.exists())).free
 
 
-def megabytes(count: int) -> str:
+def _megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 

@@ -53,9 +53,9 @@ def check_model(directory: RunDirectory) -> None:
 
 def _check_base(directory: RunDirectory, events: list[dict[str, object]], *, needed: bool) -> None:
     path = directory.base_judgements
-    if not path.exists() and not needed:  # a process that was killed before it was there; it is painted now
-        return
     measured = {e["judgements"]: e["images"] for e in events if e["event"] == "measured"}
+    if not measured or not (path.exists() or needed):  # a process that was killed may have announced it alone
+        return
     found = digest_file(path) if path.exists() else None
     if found not in measured:
         _check(path, str(list(measured)[-1]), COPY)

@@ -114,8 +114,8 @@ class Run:
             begun = [[c.name for c in r.concepts] for r in run.requests]
             if run.directory.config.read_text() != frozen or any(a != b for a, b in zip(begun, groups, strict=False)):
                 raise ExpungeError(
-                    f"{path} is not empty: it holds a run of other settings or requests. Choose another folder, or "
-                    f"`expunge request {path} CONCEPT`."
+                    f"{path} is not empty: it holds a run of other settings or requests. Choose another folder, add to that "
+                    f"run (`expunge request {path} CONCEPT`), or go on with it (`expunge resume {path}`)."
                 )
             if not run.directory.events():
                 name = model_name(config.model.source, folder)
