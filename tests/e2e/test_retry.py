@@ -43,7 +43,10 @@ def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
     assert digest_file(first.weights) != digest_file(last.weights)
     before = json.loads(first.attempt.read_text())
     assert record.seconds.train > before["seconds"]["train"]
-    assert record.evaluations.forward == 2 * before["evaluations"]["forward"]
+    counted = before["evaluations"]
+    assert record.evaluations.backward == 2 * counted["backward"]
+    # What M(0) painted for the first attempt is not painted again.
+    assert counted["forward"] < record.evaluations.forward < 2 * counted["forward"]
     events = run.directory.events()
     assert [e["event"] for e in events] == [
         "created",
