@@ -30,6 +30,11 @@ class Interrupted(ExpungeError):
     exit_code = 3
 
 
+def quoted(text: str) -> str:
+    """What a user gave, in quotes: no control character as such, and no more of it than can be read."""
+    return repr(text if len(text) <= 60 else text[:60] + "…")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names closest to `name` (all of them where none is close)."""
     names = list(known)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from expunge.errors import ExpungeError, Interrupted
+from expunge.errors import ExpungeError, Interrupted, quoted
 
 console = Console()
 problems = Console(stderr=True)
@@ -29,6 +29,12 @@ def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkp
         style = "bold red" if error.exit_code == 2 else "bold yellow"
         problems.print(str(error), style=style, highlight=False, markup=False)
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        of = f" {quoted(str(error.filename))}" if error.filename else ""
+        problems.print(
+            f"The system refused{of}: {error.strerror or error}.", style="bold red", highlight=False, markup=False
+        )
+        raise typer.Exit(ExpungeError.exit_code) from None
     except KeyboardInterrupt:
         problems.print(f"Interrupted. Nothing is lost: {resuming}")
         raise typer.Exit(Interrupted.exit_code) from None
