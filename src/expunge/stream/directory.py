@@ -137,19 +137,22 @@ class RunDirectory:
         Raises:
             ExpungeError: when `run.toml` is not what the run was made with, or a link leads out of the run.
         """
-        for folder, folders, files in os.walk(self.path):  # unlike rglob, it does not mind what goes away meanwhile
-            for path in (Path(folder, name) for name in (*folders, *files)):
-                if not path.is_symlink() or path.resolve().is_relative_to(self.path.resolve()):
-                    continue
-                raise ExpungeError(
-                    f"{path} is a link that leads out of the run, to {path.resolve()}, and nothing is written there. Put "
-                    "what it leads to in its place."
-                )
+        if link := next(self._links_out(), None):
+            raise ExpungeError(
+                f"{link} is a link that leads out of the run, to {link.resolve()}, and nothing is written there. Put what "
+                "it leads to in its place."
+            )
         if (events := self.events()) and digest_file(self.config) != events[0].get("config"):
             raise ExpungeError(
                 f"{self.config} is not what the run was made with: {self._edited(events[0])}. Put it back, or make a new "
                 "run with these settings."
             )
+
+    def _links_out(self) -> Iterator[Path]:
+        for folder, folders, files in os.walk(self.path):  # unlike rglob, it does not mind what goes away meanwhile
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
+                    yield path
 
     def _edited(self, created: chain.Event) -> str:
         """How `run.toml` differs from the settings that the event `created` holds."""

@@ -22,6 +22,7 @@ from expunge.hardware import compute_dtype
 from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
 from expunge.schema import validated
+from expunge.stream import gate
 from expunge.stream.card import model_card
 from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
@@ -325,6 +326,7 @@ class Run:
             served,
             last,
             {c.name: metrics.unlearning_accuracy(judged, c.name) for r in served for c in r.concepts},
+            {r.request for r in accepted.values() if not gate.passed(self.config.gate, r.gate)},
             Names(self.requests, prompted(self.protocol, self.source)) if redacted else Names(()),
             self.directory.head,
         )
