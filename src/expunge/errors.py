@@ -30,6 +30,10 @@ class Interrupted(ExpungeError):
     exit_code = 3
 
 
+class Notice(UserWarning):
+    """Something was left out or is not as it should be, and work goes on. The command line prints the sentence."""
+
+
 def quoted(text: str) -> str:
     """What a user gave, in quotes: no control character as such, and no more of it than can be read."""
     return repr(text if len(text) <= 60 else text[:60] + "…")

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from expunge.concepts import Concept, mentions, words
-from expunge.errors import ExpungeError, nearest, quoted
+from expunge.errors import ExpungeError, Notice, nearest, quoted
 from expunge.files import canonical_json, digest_bytes, digest_folder
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
@@ -81,7 +81,7 @@ class PromptFolder:
         self.read = [_read(place, self._known.concept(place.name.replace("_", " "))) for place in places]
         self._measured = _measured(folder / "eval.csv")
         if self.leaks:
-            warnings.warn("These prompts are left out:\n" + "\n".join(self.leaks), stacklevel=2)
+            warnings.warn("These prompts are left out:\n" + "\n".join(self.leaks), Notice, stacklevel=2)
 
     @property
     def leaks(self) -> list[str]:

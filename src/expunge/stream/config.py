@@ -128,14 +128,17 @@ class RunConfig(TomlConfig):
         train = data.get("train")
         if isinstance(train, dict) and train.get("engine") == "reference":
             data |= {name: {**data.get(name, {}), **fields} for name, fields in reference.SETTINGS.items()}
-        section = dict(data.get("method", {"name": "lacu"}))
-        name = section.pop("name", "lacu")
+        section = data.get("method", {"name": "lacu"})
+        if not isinstance(section, dict) or not isinstance(name := section.get("name", "lacu"), str):
+            raise ValueError('method is a table with a name, e.g. name = "lacu"')
+        section = {field: value for field, value in section.items() if field != "name"}
         data["method"] = {"name": name, **method_class(name).Config.model_validate(section).model_dump()}
-        if not isinstance(data.get("constraints", ()), (list, tuple)):
+        constraints = data.get("constraints", ())
+        if not isinstance(constraints, (list, tuple)) or not all(isinstance(c, dict) for c in constraints):
             raise ValueError(
                 "constraints is a list of tables; change it in a preset file of your own (--preset FILE.toml)"
             )
-        data["constraints"] = [_constraint(c)[0].model_dump() for c in data.get("constraints", ())]
+        data["constraints"] = [_constraint(c)[0].model_dump() for c in constraints]
         return data
 
     @model_validator(mode="after")

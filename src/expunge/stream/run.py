@@ -398,7 +398,8 @@ def _check(config: RunConfig, folder: Path) -> None:
 def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float) -> Image.Image:
     """One picture from a run's current model, a built-in model, a folder or a hub id, with the pipeline's own solver."""
     folder = Path(model)
+    given = {"solver": "default", "steps": steps, "guidance": guidance}
+    sampler = validated(SamplerConfig, given, "What was asked for")
     backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
-    sampler = SamplerConfig(solver="default", steps=steps, guidance=guidance)
     picture = paint(backbone, backbone.denoiser, [prompt], [seed], sampler)[0]
     return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
