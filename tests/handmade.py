@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ import torch
 
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
-from expunge.files import append_line, digest_file, save_tensors, write_json, write_text
+from expunge.files import append_line, digest_file, save_tensors, write_json
 from expunge.stream import preset
 from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
@@ -109,11 +110,12 @@ def add_step(
     directory.add_event(record.status, step=step.index, record=digest_file(step.record))
 
 
-def begin(path: Path, *concepts: Concept) -> tuple[RunDirectory, pd.DataFrame]:
+def begin(
+    path: Path, *concepts: Concept, changes: Mapping[str, Any] = {}, model: str = MODEL
+) -> tuple[RunDirectory, pd.DataFrame]:
     """A run of the preset lacu-iconworld that was asked to forget `concepts`, one request each; judgements of its base."""
     directory = RunDirectory(path)
-    write_text(directory.config, preset("lacu-iconworld").frozen(MODEL).to_toml())
-    directory.add_event("created", config=digest_file(directory.config), model=MODEL, name="iconworld-1")
+    directory.create(preset("lacu-iconworld", changes).frozen(model), "iconworld-1")
     for i, concept in enumerate(concepts, 1):
         directory.add_request(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
     base, images = judgements(0, [])

@@ -10,19 +10,31 @@ import unicodedata
 from functools import lru_cache
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from expunge.schema import Strict
+
+JOINERS = "\u200c\u200d"
+"""They print nothing, but some scripts and emoji are not written without them."""
 
 
-def _check_name(name: str) -> str:
+def check_name(name: str) -> str:
+    """The name without stray spaces. Any script will do, and any sign, as long as there is a word.
+
+    Raises:
+        ValueError: when it cannot be the name of a concept.
+    """
     name = " ".join(name.split())
-    if not words(name):
-        raise ValueError("a concept needs a name with at least one letter or digit")
     if len(name) > 200:
         raise ValueError(f"the name of a concept has at most 200 characters, not {len(name)}")
+    if bad := next((c for c in name if not c.isprintable() and c not in JOINERS), None):
+        raise ValueError(f"the character U+{ord(bad):04X} cannot be printed; leave it out")
+    if not words(name):
+        raise ValueError("a concept needs a name with at least one letter or digit")
     return name
 
 
-class Concept(BaseModel):
+class Concept(Strict):
     """A thing, style, person, character or brand that a request names.
 
     Attributes:
@@ -32,19 +44,17 @@ class Concept(BaseModel):
         confusables: names of neighbours that must not count as the concept, e.g. "tennis ball".
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     name: str
     kind: str = "object"
     aliases: tuple[str, ...] = ()
     confusables: tuple[str, ...] = ()
 
-    _name = field_validator("name")(_check_name)
+    _name = field_validator("name")(check_name)
 
     @field_validator("aliases", "confusables")
     @classmethod
     def _names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(_check_name(name) for name in names)
+        return tuple(check_name(name) for name in names)
 
     @model_validator(mode="after")
     def _no_alias_is_a_confusable(self) -> Self:
@@ -61,10 +71,8 @@ class Concept(BaseModel):
         return (self.name, *self.aliases)
 
 
-class Request(BaseModel):
+class Request(Strict):
     """One deletion request: the concepts that it names, when it came, and its id (the number of the step that serves it)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str
     concepts: tuple[Concept, ...] = Field(min_length=1)

@@ -15,12 +15,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -31,11 +31,14 @@ from expunge.files import append_line, load_tensors, save_tensors, write_text
 from expunge.hardware import Precision, processes, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import EngineName, Regularized
+from expunge.schema import Strict
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
 from expunge.trainable import LoraConfig, Trainable, trainable
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
-class TrainConfig(BaseModel):
+
+class TrainConfig(Strict):
     """How a step is trained. Defaults are the published ones (arXiv 2512.02657, ECCV version) where it states one.
 
     Attributes:
@@ -58,19 +61,18 @@ class TrainConfig(BaseModel):
         checkpoint_steps: optimizer steps between checkpoints.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     engine: EngineName = "fast"
     parameters: str = "full"
     lora: LoraConfig = LoraConfig()
     precision: Precision = "fp32"
-    steps: int = Field(300, ge=1)
+    steps: int = Field(300, ge=1, le=1_000_000)
     stop: StopConfig | None = None
-    batch_size: int = Field(18, ge=1)
-    accumulation: int = Field(2, ge=1)
-    learning_rate: float = Field(5e-5, gt=0)
+    batch_size: int = Field(18, ge=1, le=10_000)
+    accumulation: int = Field(2, ge=1, le=10_000)
+    learning_rate: float = Field(5e-5, gt=0, le=1)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(10, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     epsilon: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     max_grad_norm: float = Field(1.0, gt=0)

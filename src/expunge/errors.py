@@ -38,6 +38,15 @@ class OutOfMemory(Interrupted):
     """Memory ran out. What was done is kept, and fewer rows at once need less."""
 
 
+class Notice(UserWarning):
+    """Something was left out or is not as it should be, and work goes on. The command line prints the sentence."""
+
+
+def quoted(text: str) -> str:
+    """What a user gave, in quotes: no control character as such, and no more of it than can be read."""
+    return repr(text if len(text) <= 60 else text[:60] + "…")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names closest to `name` (all of them where none is close)."""
     names = list(known)

@@ -88,18 +88,47 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
+            _sync(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_directory(path.parent)
+        _sync(path.parent)
 
 
 def sweep(folder: Path) -> None:
     """Delete what a process that was killed had not written to its end. Nobody else may be writing in `folder`."""
     for leftover in folder.rglob(".*tmp*"):
         leftover.unlink()
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield a new folder beside `folder`; when the block ends well, flush it to disk and put it in the place of `folder`.
+
+    A process that is killed leaves the old folder or the new one whole: in its place, or between the two renames as
+    `.NAME.old`, which the next call puts back first.
+
+    Raises:
+        ExpungeError: as `writing` does.
+    """
+    new, old = (folder.with_name(f".{folder.name}.{which}") for which in ("new", "old"))
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        for left in (new, old):
+            shutil.rmtree(left, ignore_errors=True)
+        new.mkdir()
+        try:
+            yield new
+            _sync_all(new)
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+        _sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -221,8 +250,14 @@ def tensor_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str
         return shapes, file.metadata() or {}
 
 
-def _sync_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder's list of names to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor
 
 from expunge import seeds
 from expunge.backbones import Predictor, Prompts
 from expunge.errors import ExpungeError
 from expunge.files import digest_file, load_tensors, save_tensors, write_text
+from expunge.schema import Strict
 
 
-class ReplayConfig(BaseModel):
+class ReplayConfig(Strict):
     """How replay latents are made.
 
     Attributes:
@@ -36,13 +37,12 @@ class ReplayConfig(BaseModel):
         batch_size: latents sampled at once for the bank, and predictions made at once when prompts are scored.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     source: Literal["bank", "fresh", "trajectory"] = "bank"
     steps: int = Field(20, ge=1, le=1000)
     solver: str = "published"
-    forget_latents: int = Field(2, ge=1)
-    retain_latents: int = Field(2, ge=1)
-    batch_size: int = Field(64, ge=1)
+    forget_latents: int = Field(2, ge=1, le=10_000)
+    retain_latents: int = Field(2, ge=1, le=10_000)
+    batch_size: int = Field(64, ge=1, le=10_000)
 
 
 class Replay(Protocol):

@@ -16,12 +16,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from expunge.schema import Strict
 
 Reason = Literal["steps", "reached", "settled"]
 
 
-class StopConfig(BaseModel):
+class StopConfig(Strict):
     """Training stops at the first check at which, over the last `patience` intervals between checks, retain has moved by at
     most `tolerance`, and forget has stayed at or below `target` or has moved by at most `tolerance` too.
 
@@ -33,7 +35,6 @@ class StopConfig(BaseModel):
         batches: held-out micro-batches per check and process.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     check_every: int = Field(10, ge=1)
     patience: int = Field(3, ge=1)
     tolerance: float = Field(0.02, ge=0)

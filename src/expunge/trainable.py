@@ -19,14 +19,15 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
 from expunge import seeds
 from expunge.backbones import Backbone
+from expunge.schema import Strict
 
 
-class LoraConfig(BaseModel):
+class LoraConfig(Strict):
     """Low-rank adapters, where `parameters` is "lora".
 
     Attributes:
@@ -34,7 +35,6 @@ class LoraConfig(BaseModel):
         alpha: the update is scaled by alpha / rank.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     rank: int = Field(16, ge=1)
     alpha: float = Field(16.0, gt=0)
 

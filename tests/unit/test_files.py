@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from expunge.errors import ExpungeError
-from expunge.files import append_line, digest_file, load_tensors, read_lines, replacing, save_tensors, write_text
+from expunge.files import (
+    append_line,
+    digest_file,
+    load_tensors,
+    read_lines,
+    replacing,
+    replacing_folder,
+    save_tensors,
+    write_text,
+)
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:
@@ -24,6 +36,45 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: P
         fail_half_way()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def write_folder(folder: Path, text: str) -> None:
+    with replacing_folder(folder) as new:
+        for name in ("a", "b"):
+            (new / name).write_text(text)
+
+
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    write_folder(tmp_path / "folder", "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_folder(tmp_path / "folder", "\udcff")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert [(tmp_path / "folder" / name).read_text() for name in "ab"] == ["old", "old"]
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_a_process_that_dies_leaves_the_old_folder_or_the_new_one_whole(tmp_path: Path, moment: int) -> None:
+    """Killed before each rename or removal in turn; after the last of them all is done."""
+    folder = tmp_path / "folder"
+    write_folder(folder, "old")
+    if not (child := os.fork()):
+        calls = iter(range(7))
+
+        def dying(call: Callable[..., None]) -> Callable[..., None]:
+            return lambda *a, **k: os._exit(9) if next(calls) == moment else call(*a, **k)
+
+        os.rename, shutil.rmtree = dying(os.rename), dying(shutil.rmtree)  # type: ignore[assignment]
+        try:
+            write_folder(folder, "new")
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (9 if moment < 6 else 0)
+    left = folder if folder.exists() else tmp_path / ".folder.old"
+    assert {(left / name).read_text() for name in "ab"} in ({"old"}, {"new"})
+    write_folder(folder, "newer")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+    assert {(folder / name).read_text() for name in "ab"} == {"newer"}
 
 
 def test_a_half_written_last_line_does_not_count_and_is_cut_off(tmp_path: Path) -> None:

@@ -21,9 +21,10 @@ from expunge.backbones import Backbone
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, Row, evaluate, find_judge, metrics, protocol_rows
-from expunge.files import canonical_json, digest_bytes, write_json, write_text
+from expunge.files import canonical_json, digest_bytes, read_json, write_json, write_text
 from expunge.hardware import compute_dtype, processes, settled
 from expunge.prompts import PromptSource, VocabularyConfig
+from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
 from expunge.stream.directory import completed, write_images
@@ -79,7 +80,7 @@ class Audit:
         file = self.path / "audit.toml"
         if not file.is_file():
             raise ExpungeError(f"{path} holds no evaluation (no audit.toml). `expunge evaluate` makes one.")
-        self.config = AuditConfig.from_toml(file.read_text(), str(file))
+        self.config = AuditConfig.read(file)
         self.base, self.model = (
             Shelf(self.path / name / "judgements.parquet", self.path / name / "images") for name in ("base", "model")
         )
@@ -187,7 +188,7 @@ class Audit:
         """
         if not self._summary.exists():
             raise ExpungeError(f"{self.path} is not evaluated to the end. Run the same `expunge evaluate` again.")
-        return AuditSummary.model_validate_json(self._summary.read_text())
+        return validated(AuditSummary, read_json(self._summary), str(self._summary))
 
     @cached_property
     def protocol(self) -> Protocol:

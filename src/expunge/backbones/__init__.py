@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ BACKBONES: dict[str, type[Backbone]] = {
     "StableDiffusion3Pipeline": StableDiffusion3,
 }
 """{pipeline class name in model_index.json: backbone}"""
+
+_PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.bmp", "*.tif", "*.tiff")
 
 
 def locate(source: str) -> Path:
@@ -177,6 +180,15 @@ def replace_denoiser(folder: Path, tensors: Mapping[str, Tensor]) -> None:
         save_tensors(path, {name: tensors.get(name, value) for name, value in stored.items()}, ("format", "pt"))
 
 
+def copy_pipeline(folder: Path, target: Path) -> None:
+    """Copy what the pipeline is loaded from, and its licence. Whatever else lies in `folder`, pictures too, stays behind."""
+    for path in folder.iterdir():
+        if path.name == "model_index.json" or path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
+            shutil.copy(path, target)
+        elif isinstance(_index(folder).get(path.name), list):
+            shutil.copytree(path, target / path.name, ignore=shutil.ignore_patterns(*_PICTURES))
+
+
 def model_digest(folder: Path) -> str:
     """Digest of a pipeline folder's configuration and weights."""
     return digest_folder(folder, (".json", ".safetensors", ".txt", ".model"))
@@ -192,6 +204,7 @@ __all__ = [
     "Prompts",
     "backbone_class",
     "check",
+    "copy_pipeline",
     "denoiser_shapes",
     "load",
     "locate",

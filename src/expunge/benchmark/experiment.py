@@ -20,16 +20,16 @@ from __future__ import annotations
 
 import random
 import shutil
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from expunge import files, iconworld, seeds
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol
+from expunge.schema import Strict, read_toml
 from expunge.stream import PRESETS, Run
 from expunge.stream.step import ProgressCallback
 
@@ -44,23 +44,21 @@ OPEN_GATE = {
 """Nothing is rejected in an experiment, not even what could not be measured: what a variant does is what is measured."""
 
 
-class Variant(BaseModel):
+class Variant(Strict):
     """A preset, with changes laid over it section by section.
 
     Attributes:
         note: what the variant is there to show.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     preset: str
     changes: dict[str, Any] = {}
     note: str = ""
 
 
-class Experiment(BaseModel):
+class Experiment(Strict):
     """An experiment file."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     schema_: Literal[1] = Field(alias="schema")
     protocol: str
     seeds: tuple[int, ...] = Field(min_length=1)
@@ -73,10 +71,7 @@ class Experiment(BaseModel):
         Raises:
             ExpungeError: when it cannot be used, or names a preset that does not exist.
         """
-        try:
-            experiment = cls.model_validate(tomllib.loads(path.read_text()))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
-            raise ExpungeError(f"The experiment file {path} cannot be used: {error}") from error
+        experiment = read_toml(cls, path, f"The experiment file {path}")
         for name, variant in experiment.variants.items():
             if variant.preset not in PRESETS and not Path(variant.preset).is_file():
                 raise ExpungeError(

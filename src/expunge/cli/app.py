@@ -246,13 +246,19 @@ def report(path: RunPath) -> None:
 
 
 @app.command()
-def export(path: RunPath, folder: Annotated[Path, typer.Argument(metavar="FOLDER")]) -> None:
-    """Write the current model as a Diffusers folder that loads without Expunge."""
+def export(
+    path: RunPath,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A new folder, or an earlier export to replace.")],
+    redacted: Annotated[
+        bool, typer.Option("--redacted/--no-redacted", help="Whether the model card leaves persons unnamed.")
+    ] = True,
+) -> None:
+    """Write the current model as a Diffusers folder that loads without Expunge, with a model card."""
     with sentences():
         quiet()
         from expunge.stream import Run
 
-        Run(path).export(folder)
+        Run(path).export(folder, redacted=redacted)
         console.print(f"{folder} loads with DiffusionPipeline.from_pretrained.", highlight=False)
 
 
@@ -271,6 +277,8 @@ def generate(
     with sentences():
         if not prompt.strip():
             raise ExpungeError("The prompt is blank. Say what to paint.")
+        if out.suffix != ".png" or not out.parent.is_dir():
+            raise ExpungeError(f"{out} is no PNG file in a folder that is there. Give a name that ends in .png.")
         quiet()
         from expunge.stream import paint_one
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import tomllib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from expunge.errors import ExpungeError, Interrupted
+from expunge.errors import ExpungeError, Interrupted, Notice, quoted
 
 console = Console()
 problems = Console(stderr=True)
@@ -29,16 +31,35 @@ def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkp
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = partial(_show, warnings.showwarning)
+            yield
     except ExpungeError as error:
-        style = "bold red" if error.exit_code == 2 else "bold yellow"
-        problems.print(str(error), style=style, highlight=False, markup=False)
+        _say(str(error), "bold red" if error.exit_code == 2 else "bold yellow")
         raise typer.Exit(error.exit_code) from None
+    except OSError as error:
+        of = f" {quoted(str(error.filename))}" if error.filename else ""
+        _say(f"The system refused{of}: {error.strerror or error}.", "bold red")
+        raise typer.Exit(ExpungeError.exit_code) from None
     except KeyboardInterrupt:
         problems.print(f"Interrupted. Nothing is lost: {resuming}")
         raise typer.Exit(Interrupted.exit_code) from None
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _show(others: Callable[..., None], message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """Print our own warnings as sentences, and `others` as Python does."""
+    if issubclass(category, Notice):
+        _say(str(message), "yellow")
+    else:
+        others(message, category, *place)
+
+
+def _say(sentence: str, style: str) -> None:
+    """Print a sentence. What a user gave may be part of it, and must not steer the terminal."""
+    safe = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in sentence)
+    problems.print(safe, style=style, highlight=False, markup=False)
 
 
 def quiet() -> None:
@@ -60,7 +81,7 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
         section, dot, field = path.partition(".")
         if not equals or bool(dot) != bool(field) or (not dot and section not in ("seed", "keep")):
             raise ExpungeError(
-                f"--set {assignment} is not SECTION.FIELD=VALUE, e.g. train.steps=80 (or seed=1, keep=3)."
+                f"--set {quoted(assignment)} is not SECTION.FIELD=VALUE, e.g. train.steps=80 (or seed=1, keep=3)."
             )
         try:
             value = tomllib.loads(f"value = {text}")["value"]

@@ -6,16 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError
+from expunge.schema import Strict
 
 
-class ConstraintConfig(BaseModel):
+class ConstraintConfig(Strict):
     """Hyperparameters of a constraint. `name` picks it from `CONSTRAINTS`; unknown fields are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
 
 

@@ -6,54 +6,50 @@ and the others hold no concept that the protocol ever forgets, and half of each 
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from expunge import seeds
 from expunge.concepts import Concept, words
-from expunge.errors import ExpungeError
 from expunge.evaluation.judge import Question, Subject
 from expunge.prompts import PromptSource
+from expunge.schema import Strict, read_toml
 
 Role = Literal["forget", "neighbour", "other"]
 Level = Literal["between", "final"]
+Pictures = Annotated[int, Field(ge=1, le=100_000)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SamplerConfig(_Strict):
+class SamplerConfig(Strict):
     """How evaluation pictures are sampled; `batch_size` fixes the batch boundaries, so that rows stay comparable."""
 
     solver: str
-    steps: int = Field(ge=1)
-    guidance: float = Field(ge=1.0)
-    batch_size: int = Field(48, ge=1)
+    steps: int = Field(ge=1, le=1000)
+    guidance: float = Field(ge=1.0, le=100.0)
+    batch_size: int = Field(48, ge=1, le=10_000)
 
 
-class Counts(_Strict):
+class Counts(Strict):
     """Pictures per concept to forget, and in all for neighbours (IRA) and others (CRA)."""
 
-    forget: int = Field(ge=1)
-    neighbours: int = Field(ge=1)
-    others: int = Field(ge=1)
+    forget: Pictures
+    neighbours: Pictures
+    others: Pictures
 
 
-class Neighbours(_Strict):
+class Neighbours(Strict):
     """Neighbours of a concept: those that training may replay, and those that it never sees."""
 
     replayed: tuple[str, ...]
     held_out: tuple[str, ...] = Field(min_length=1)
 
 
-class Protocol(_Strict):
+class Protocol(Strict):
     """A protocol file.
 
     Attributes:
@@ -67,7 +63,7 @@ class Protocol(_Strict):
         prompts_per_row: each prompt is painted with this many seeds.
     """
 
-    schema_: int = Field(alias="schema", ge=1, le=1)
+    schema_: Literal[1] = Field(alias="schema")
     name: str
     model: str
     judge: str
@@ -76,17 +72,14 @@ class Protocol(_Strict):
     neighbours: dict[str, Neighbours]
     others: tuple[str, ...] = Field(min_length=1)
     scenes: dict[str, tuple[str, ...]] = {}
-    seeds_per_prompt: int = Field(2, ge=1)
+    seeds_per_prompt: int = Field(2, ge=1, le=1000)
     sampler: SamplerConfig
     between: Counts
     final: Counts
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
-            raise ExpungeError(f"The protocol file {path} cannot be used: {error}") from error
+        return read_toml(cls, path, f"The protocol file {path}")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

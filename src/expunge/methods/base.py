@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from expunge import seeds
@@ -24,16 +23,15 @@ from expunge.concepts import Concept
 from expunge.locality import Choice
 from expunge.prompts import PromptSource
 from expunge.replay import ReplayConfig
+from expunge.schema import Strict
 
 StateT = TypeVar("StateT")
 BatchT = TypeVar("BatchT")
 TeacherName = Literal["previous", "base"]
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Strict):
     """Hyperparameters of a method, fixed for a whole sequence. Unknown fields are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 @dataclass(frozen=True)

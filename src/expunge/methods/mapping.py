@@ -28,7 +28,7 @@ from expunge.locality import Choice, choose_mapping, rank, scoring_draws
 from expunge.methods.base import MethodConfig, StepContext
 from expunge.prompts import Candidate, ForgetPrompt
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
 MappingName = Literal["null", "fixed", "superclass", "contextual", "score"]
 Neighbours = dict[str, float | None]
 """Names that may be shown instead of a concept or beside it, nearest first; their score distance where it ranked them."""

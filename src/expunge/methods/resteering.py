@@ -69,7 +69,7 @@ class ResteeringConfig(MappingConfig):
     """
 
     teacher: TeacherName = "previous"
-    strength: float = Field(1.0, gt=0)
+    strength: float = Field(1.0, gt=0, le=1000)
     lambda_unlearn: float = Field(gt=0)
     along: Literal["forget", "both"] = "forget"
     t_min: Time = 0

@@ -14,17 +14,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from expunge.errors import ExpungeError
 from expunge.files import canonical_json, digest_bytes, digest_folder, read_json, write_json
+from expunge.schema import Strict
 
 _T = TypeVar("_T")
 _OPENAI = "https://api.openai.com/v1"
 _SYSTEM = "You write prompts for text-to-image models. Answer with one JSON object and nothing else."
 
 
-class LlmConfig(BaseModel):
+class LlmConfig(Strict):
     """The API key is read from the environment (OPENAI_API_KEY) and never written; a server of your own needs none.
 
     Attributes:
@@ -37,7 +38,6 @@ class LlmConfig(BaseModel):
         timeout_seconds: how long one answer may take.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     source: Literal["llm"] = "llm"
     model: str = Field(min_length=1)
     base_url: str = Field(_OPENAI, pattern=r"^https?://[^\s/]+")

@@ -25,20 +25,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from pydantic import BaseModel, ConfigDict
-
 from expunge.concepts import Concept, mentions, words
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, Notice, nearest, quoted
 from expunge.files import canonical_json, digest_bytes, digest_folder
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
 from expunge.prompts.known import KnownConcepts, slot_of
+from expunge.schema import Strict
 
 
-class FolderConfig(BaseModel):
+class FolderConfig(Strict):
     """`folder`: where the prompts lie. `concepts`: a file of kinds, aliases and confusables, or "" for none."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     source: Literal["folder"] = "folder"
     folder: str
     concepts: str = ""
@@ -83,7 +81,7 @@ class PromptFolder:
         self.read = [_read(place, self._known.concept(place.name.replace("_", " "))) for place in places]
         self._measured = _measured(folder / "eval.csv")
         if self.leaks:
-            warnings.warn("These prompts are left out:\n" + "\n".join(self.leaks), stacklevel=2)
+            warnings.warn("These prompts are left out:\n" + "\n".join(self.leaks), Notice, stacklevel=2)
 
     @property
     def leaks(self) -> list[str]:
@@ -103,10 +101,16 @@ class PromptFolder:
             if words(wanted.name) in [words(n) for n in concept.names]:
                 return concept
         names = [*(c.name for c in of_folders), *self._measured]
-        raise ExpungeError(f"{self._folder} has no prompts for {name!r}. {nearest(name, names)}")
+        raise ExpungeError(f"{self._folder} has no prompts for {quoted(name)}. {nearest(name, names)}")
 
     def related(self, concept: Concept) -> list[str]:
-        return list(self._of(concept).retain)
+        one = self._of(concept)
+        for what, prompts in (("forget", one.forget), ("retain", one.retain)):
+            if not prompts:
+                raise ExpungeError(
+                    "\n".join([f"{self._folder} has no {what} prompt for {concept.name!r}.", *one.leaks])
+                )
+        return list(one.retain)
 
     def unrelated(self, concept: Concept) -> list[str]:
         own = {" ".join(words(n)) for n in self.related(concept)}

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from expunge.concepts import Concept, mentions, words
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, quoted
+from expunge.schema import Strict, read_toml, sentences
 
 
-class KnownConcepts(BaseModel):
+class KnownConcepts(Strict):
     """A concepts file, for sources whose own format does not say what kind a concept is or what else it is called."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_: int = Field(1, alias="schema", ge=1, le=1)
+    schema_: Literal[1] = Field(1, alias="schema")
     concepts: tuple[Concept, ...] = ()
 
     @classmethod
@@ -25,10 +24,7 @@ class KnownConcepts(BaseModel):
         """The file at `path`; nothing is known for ""."""
         if not path:
             return cls()
-        try:
-            return cls.model_validate(tomllib.loads(Path(path).read_text()))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
-            raise ExpungeError(f"The concepts file {path} cannot be used: {error}") from error
+        return read_toml(cls, Path(path), f"The concepts file {path}")
 
     def concept(self, name: str) -> Concept:
         """What the file says of `name` (a name or an alias); a plain object of that name where it says nothing."""
@@ -38,7 +34,7 @@ class KnownConcepts(BaseModel):
         try:
             return Concept(name=name)
         except ValidationError as error:
-            raise ExpungeError(f"{name!r} cannot be a concept's name: {error.errors()[0]['msg']}.") from error
+            raise ExpungeError(f"{quoted(name)} cannot be a concept's name: {sentences(error)}") from error
 
     def free_of(self, prompts: Iterable[str], avoid: Iterable[str], own: Sequence[str] = ()) -> list[str]:
         """The prompts that speak of no name in `avoid`. Words inside a name in `own` do not count: "race car" is no "car"."""

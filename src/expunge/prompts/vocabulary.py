@@ -12,31 +12,30 @@ from __future__ import annotations
 
 import random
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from expunge.concepts import Concept, words
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, nearest, quoted
 from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
+from expunge.schema import Strict, read_toml
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
 
-class VocabularyConfig(BaseModel):
+class VocabularyConfig(Strict):
     """`vocabulary`: a vocabulary file, or "iconworld" for the built-in one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     source: Literal["vocabulary"] = "vocabulary"
     vocabulary: str = "iconworld"
 
 
-class Slot(BaseModel):
+class Slot(Strict):
     """A place in a prompt.
 
     Attributes:
@@ -46,28 +45,25 @@ class Slot(BaseModel):
         plain: the value that is the same as leaving the slot open ("plain" style), if there is one.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     phrase: str
     kind: str
     optional: bool = False
     plain: str | None = None
 
 
-class Group(BaseModel):
+class Group(Strict):
     """Concepts that are near neighbours of each other, all of one slot."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     name: str
     slot: str
     concepts: tuple[str, ...] = Field(min_length=1)
     kind: str | None = None
 
 
-class Vocabulary(BaseModel):
+class Vocabulary(Strict):
     """A vocabulary file; a `PromptSource`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    schema_: int = Field(alias="schema", ge=1, le=1)
+    schema_: Literal[1] = Field(alias="schema")
     templates: tuple[str, ...] = Field(min_length=1)
     evaluation_templates: tuple[str, ...] = Field(min_length=1)
     slots: dict[str, Slot]
@@ -77,10 +73,7 @@ class Vocabulary(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ValidationError) as error:
-            raise ExpungeError(f"The vocabulary file {path} cannot be used: {error}") from error
+        return read_toml(cls, path, f"The vocabulary file {path}")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -120,7 +113,7 @@ class Vocabulary(BaseModel):
                             f"{known!r} is what a prompt shows that names no {group.slot}, so it cannot be asked to go."
                         )
                     return concept
-        raise ExpungeError(f"The vocabulary has no concept {name!r}. {nearest(name, self.names())}")
+        raise ExpungeError(f"The vocabulary has no concept {quoted(name)}. {nearest(name, self.names())}")
 
     def related(self, concept: Concept) -> list[str]:
         own = self.group(concept.name)

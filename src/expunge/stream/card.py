@@ -1,11 +1,8 @@
-"""The model card of an export: what was done to the model, what was measured, and the head of the run's events.
-
-A person is called by the request's id, and nothing that names one is written.
-"""
+"""The model card of an export: what was done to the model, what was measured, and the head of the run's events."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
@@ -21,6 +18,7 @@ def model_card(
     requests: Sequence[Request],
     record: StepRecord,
     accuracies: Mapping[str, Value | None],
+    by_hand: Collection[str],
     names: Names,
     head: str,
 ) -> str:
@@ -29,6 +27,7 @@ def model_card(
         requests: those that led to the model, in order.
         record: the last step.
         accuracies: UA after it, of each concept.
+        by_hand: ids of the requests whose step a person accepted, because the gate did not let it pass.
         names: what may be said of whom.
         head: digest of the run's last event.
     """
@@ -45,7 +44,12 @@ def model_card(
     ]
     method = str(config.method["name"]).rpartition(":")[2]
     strength = record.attempts[-1].strength if record.attempts else config.strength
-    served = "\n".join(f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}" for r in requests)
+    served = "\n".join(
+        f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}"
+        + (" (accepted by hand: the gate did not let it pass)" if r.id in by_hand else "")
+        for r in requests
+    )
+    unnamed = any(names.private(c.name) for r in requests for c in r.concepts)
     table = "\n".join(f"| {name} | {_cells(value)} |" for name, value in rows)
     return f"""# {names.text(model.name)}, after {len(requests)} deletion request{"s" if len(requests) != 1 else ""}
 
@@ -54,12 +58,13 @@ what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without
 
 - Base model: {names.text(model.name)}, {model.digest}
 - Method: {method}{"" if strength is None else f", strength {strength:g} in the last step"}
+- Trained weights: {config.train.parameters}
 - Head of the run's events: {head}
 
 ## Requests served: {len(requests)}
 
 {served}
-
+{_UNNAMED if unnamed else ""}
 ## Measured after the last step
 
 Protocol {names.text(protocol)}. Ranges are 95 % intervals; n counts pictures.
@@ -72,12 +77,18 @@ Protocol {names.text(protocol)}. Ranges are 95 % intervals; n counts pictures.
 
 No proof that a concept is gone: other prompts, other samplers, fine-tuning or an attack may bring it back. The judge that
 counted errs too. The numbers hold for the prompts and seeds of the protocol, and an interval says only how far a number may be
-off for lack of pictures.
+off for lack of pictures. Only the denoiser was trained: the text encoder and the tokenizer are the base model's, and know the
+words that they knew.
 
 Whoever has the run can check this card. The command recomputes every digest of the run, and whether its events go through the
 head above:
 
     expunge verify RUN --head {head}
+"""
+
+
+_UNNAMED = """
+A person is called by the number of the request, and nothing here says who it is.
 """
 
 

@@ -3,51 +3,47 @@
 from __future__ import annotations
 
 import importlib.util
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from expunge import reference
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, nearest, quoted
 from expunge.hardware import Precision, settled
 from expunge.methods import METHODS, GradientMethod
 from expunge.prompts import FolderConfig, LlmConfig, VocabularyConfig
 from expunge.replay import ReplayConfig
+from expunge.schema import Strict, parse_toml, read_text, read_toml, validated
 
 DEFAULT_PRESET = "anchored-iconworld"
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class TomlConfig(_Strict):
+class TomlConfig(Strict):
     """A configuration that is kept as a TOML file."""
 
-    def to_toml(self) -> str:
+    def to_data(self) -> dict[str, Any]:
         # TOML has no null: what is absent is off.
-        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_data())
 
     @classmethod
-    def from_toml(cls, text: str, where: str) -> Self:
-        return cls.from_data(_parse(text, where), where)
+    def read(cls, path: Path) -> Self:
+        return read_toml(cls, path, str(path))
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any], where: str) -> Self:
-        try:
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise ExpungeError(f"{where} cannot be used. {_sentences(error)}") from error
+        return validated(cls, data, where)
 
 
-class ModelConfig(_Strict):
+class ModelConfig(Strict):
     """`source`: a built-in name, a folder or a hub id. `digest` is filled in when the run is made, and checked ever after."""
 
     source: str = "iconworld"
@@ -71,7 +67,7 @@ PromptsConfig = Annotated[
 """Where prompts come from; each source has its own fields."""
 
 
-class EvaluateConfig(_Strict):
+class EvaluateConfig(Strict):
     """
     Attributes:
         protocol: a protocol file, or the name of a built-in one.
@@ -82,7 +78,7 @@ class EvaluateConfig(_Strict):
     precision: Precision = "fp32"
 
 
-class GateConfig(_Strict):
+class GateConfig(Strict):
     """What a step must reach before its model replaces the previous one (docs/runs.md says why these defaults).
 
     Attributes:
@@ -116,7 +112,7 @@ class RunConfig(TomlConfig):
     """
 
     schema_: Literal[1] = Field(1, alias="schema")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     keep: int | None = Field(None, ge=1)
     model: ModelConfig = ModelConfig()
     method: dict[str, Any] = {"name": "lacu"}
@@ -133,19 +129,20 @@ class RunConfig(TomlConfig):
         if not isinstance(data, dict):
             return data
         data = dict(data)
-        if unknown := sorted(set(data) - {f.alias or n for n, f in cls.model_fields.items()}):
-            raise ValueError(f"unknown section {unknown[0]!r}. {nearest(unknown[0], cls.model_fields)}")
         train = data.get("train")
         if isinstance(train, dict) and train.get("engine") == "reference":
             data |= {name: {**data.get(name, {}), **fields} for name, fields in reference.SETTINGS.items()}
-        section = dict(data.get("method", {"name": "lacu"}))
-        name = section.pop("name", "lacu")
+        section = data.get("method", {"name": "lacu"})
+        if not isinstance(section, dict) or not isinstance(name := section.get("name", "lacu"), str):
+            raise ValueError('method is a table with a name, e.g. name = "lacu"')
+        section = {field: value for field, value in section.items() if field != "name"}
         data["method"] = {"name": name, **method_class(name).Config.model_validate(section).model_dump()}
-        if not isinstance(data.get("constraints", ()), (list, tuple)):
+        constraints = data.get("constraints", ())
+        if not isinstance(constraints, (list, tuple)) or not all(isinstance(c, dict) for c in constraints):
             raise ValueError(
                 "constraints is a list of tables; change it in a preset file of your own (--preset FILE.toml)"
             )
-        data["constraints"] = [_constraint(c)[0].model_dump() for c in data.get("constraints", ())]
+        data["constraints"] = [_constraint(c)[0].model_dump() for c in constraints]
         return data
 
     @model_validator(mode="after")
@@ -194,8 +191,9 @@ def preset(name: str, changes: Mapping[str, Any] = {}) -> RunConfig:
     """The configuration that preset `name` (or a TOML file) gives, with `changes` laid over it, table by table."""
     path = PRESETS.get(name, Path(name))
     if not path.is_file():
-        raise ExpungeError(f"There is no preset {name!r}, and no file of that name. {nearest(name, PRESETS)}")
-    return RunConfig.from_data(_merge(_parse(path.read_text(), str(path)), changes), f"The preset {name}")
+        raise ExpungeError(f"There is no preset {quoted(name)}, and no file of that name. {nearest(name, PRESETS)}")
+    where = f"The preset {name}"
+    return RunConfig.from_data(_merge(parse_toml(read_text(path, where), where), changes), where)
 
 
 def method_class(name: str) -> type[GradientMethod[Any, Any]]:
@@ -229,29 +227,9 @@ def _constraint(section: Mapping[str, Any]) -> tuple[Any, Constraint]:
     return config, build(config)
 
 
-def _parse(text: str, where: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ExpungeError(f"{where} is not valid TOML: {error}.") from error
-
-
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
     return merged
-
-
-def _sentences(error: ValidationError) -> str:
-    """What pydantic found, in sentences; for an unknown field the nearest known one."""
-    found = []
-    for item in error.errors():
-        place = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            found.append(f"There is no field {place!r}.")
-        else:
-            message = item["msg"].removeprefix("Value error, ")
-            found.append(f"{place}: {message}." if place else f"{message}.")
-    return " ".join(found).replace("..", ".")

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,14 +25,15 @@ from expunge.files import (
     canonical_json,
     digest_bytes,
     digest_file,
-    read_json,
     read_lines,
     replacing,
     sweep,
     write_text,
     writing,
 )
+from expunge.schema import parse_toml, read_text
 from expunge.stream import chain
+from expunge.stream.config import RunConfig
 
 
 def now() -> str:
@@ -60,10 +61,6 @@ class StepDirectory:
     @property
     def finished(self) -> bool:
         return self.record.exists()
-
-    def read_record(self) -> dict[str, Any]:
-        record: dict[str, Any] = read_json(self.record)
-        return record
 
     def digests(self) -> dict[str, str]:
         """Digests of the files that a step leaves, beside its record and the pictures."""
@@ -113,6 +110,16 @@ class RunDirectory:
         for folder in (self.memory, self.base_judgements.parent, self.path / "steps"):
             sweep(folder)
 
+    def announce(self, config: RunConfig, name: str) -> None:
+        """Add the first event, which keeps the settings that `run.toml` holds.
+
+        Args:
+            name: what the base model is called.
+        """
+        self.add_event(
+            "created", config=digest_file(self.config), settings=config.to_data(), model=config.model.digest, name=name
+        )
+
     # -- append-only files ----------------------------------------------------------------------------------------
 
     def appending(self) -> AbstractContextManager[None]:
@@ -137,6 +144,40 @@ class RunDirectory:
             line = chain.link(read_lines(self.event_lines), {"at": now(), "event": event, **details})
             append_line(self.event_lines, line)
 
+    # -- what must hold before anything is written -----------------------------------------------------------------
+
+    def check(self) -> None:
+        """
+        Raises:
+            ExpungeError: when `run.toml` is not what the run was made with, or a link leads out of the run.
+        """
+        if link := next(self._links_out(), None):
+            raise ExpungeError(
+                f"{link} is a link that leads out of the run, to {link.resolve()}, and nothing is written there. Put what "
+                "it leads to in its place."
+            )
+        if (events := self.events()) and digest_file(self.config) != events[0].get("config"):
+            raise ExpungeError(
+                f"{self.config} is not what the run was made with: {self._edited(events[0])}. Put it back, or make a new "
+                "run with these settings."
+            )
+
+    def _links_out(self) -> Iterator[Path]:
+        for folder, folders, files in os.walk(self.path):  # unlike rglob, it does not mind what goes away meanwhile
+            for path in (Path(folder, name) for name in (*folders, *files)):
+                if path.is_symlink() and not path.resolve().is_relative_to(self.path.resolve()):
+                    yield path
+
+    def _edited(self, created: chain.Event) -> str:
+        """How `run.toml` differs from the settings that the event `created` holds."""
+        if "settings" not in created:
+            return f"its digest was {created.get('config')}, and no event keeps the settings"
+        now = _flat(parse_toml(read_text(self.config, str(self.config)), str(self.config)))
+        then = _flat(created["settings"])
+        names = [name for name in {**then, **now} if _said(now, name) != _said(then, name)]
+        changed = [f"{name} is {_said(now, name)} and was {_said(then, name)}" for name in names]
+        return ", ".join(changed) or "every setting is the same, but it is written in another way"
+
     @property
     def head(self) -> str:
         """The digest of the last event, which stands for all of them."""
@@ -153,6 +194,7 @@ class RunDirectory:
         Raises:
             ExpungeError: when another process holds it.
         """
+        self.check()
         owner = self.path / "lock.owner"
         try:
             with _held(FileLock(self.path / "lock", timeout=0)):
@@ -169,6 +211,18 @@ def _held(lock: BaseFileLock) -> Iterator[None]:
         taken = lock.acquire()
     with taken:
         yield
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """{"train.steps": 80}: every value of nested tables under its whole name."""
+    if not isinstance(value, (dict, list)):
+        return {name: value}
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return {n: v for key, part in inner for n, v in _flat(part, f"{name}.{key}".removeprefix(".")).items()}
+
+
+def _said(settings: Mapping[str, Any], name: str) -> str:
+    return canonical_json(settings[name]) if name in settings else "not there"
 
 
 # -- tables and pictures --------------------------------------------------------------------------------------------------

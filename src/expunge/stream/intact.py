@@ -12,7 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.files import digest_file
 from expunge.stream.directory import RunDirectory, StepDirectory, digest_images
 from expunge.stream.history import History
-from expunge.stream.summary import StepRecord
+from expunge.stream.summary import read_record
 
 COPY = "Restore it from a copy of the run."
 
@@ -67,7 +67,7 @@ def _check_base(directory: RunDirectory, events: list[dict[str, object]], *, nee
 
 def _check_file(step: StepDirectory, path: Path, way: str) -> None:
     """Compare a file with what the record of its step says."""
-    _check(path, StepRecord.model_validate(step.read_record()).files[path.name], way)
+    _check(path, read_record(step.record).files[path.name], way)
 
 
 def _check(path: Path, digest: str, way: str) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
-from expunge.concepts import Concept
-from expunge.errors import ExpungeError, nearest
+from expunge.concepts import Concept, check_name
+from expunge.errors import ExpungeError, nearest, quoted
 from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
 from expunge.hardware import compute_dtype
 from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
@@ -50,6 +50,10 @@ def read_protocol(name: str) -> Protocol:
 
 def forgettable(source: PromptSource, name: str) -> Concept:
     """The concept `name`, for which the source has prompts: said when it is asked for, not when its turn comes."""
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise ExpungeError(f"{quoted(name)} cannot be a concept's name: {error}.") from error
     concept = source.concept(name)
     source.related(concept)
     return concept

@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from expunge import backbones, reference, seeds
@@ -32,6 +31,7 @@ from expunge.memory import peak_memory
 from expunge.methods import Earlier, GradientMethod, Position, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
+from expunge.schema import Strict
 from expunge.stream.config import RunConfig
 from expunge.stream.named import (
     JUDGES,
@@ -49,11 +49,7 @@ TIMED_CALLS = 3
 TIMED_PICTURES = 16
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class RequestEstimate(_Strict):
+class RequestEstimate(Strict):
     """
     Attributes:
         evaluations: of the denoiser, in latents; those of evaluation pictures are not among them, as in `step.json`.
@@ -73,7 +69,7 @@ class RequestEstimate(_Strict):
         return self.prepare + self.train + self.evaluate
 
 
-class Estimate(_Strict):
+class Estimate(Strict):
     """
     Attributes:
         base: seconds for the pictures of the base model, which are painted once.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,13 +17,16 @@ from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
-from expunge.files import digest_file, load_tensors, write_json, write_text
+from expunge.files import digest_file, load_tensors, read_json, replacing_folder, write_json, write_text
 from expunge.hardware import processes
 from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
+from expunge.schema import validated
+from expunge.stream import gate
 from expunge.stream.card import model_card
 from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
+from expunge.stream.export import check_replaceable, mark
 from expunge.stream.history import History
 from expunge.stream.intact import check_measured, check_model
 from expunge.stream.named import (
@@ -39,7 +41,7 @@ from expunge.stream.named import (
 )
 from expunge.stream.pruning import check_kept, prune
 from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone, train_along
-from expunge.stream.summary import ModelSummary, StepRecord, Summary, summarise
+from expunge.stream.summary import ModelSummary, StepRecord, Summary, read_record, summarise
 from expunge.stream.team import Team
 
 
@@ -60,7 +62,7 @@ class Run:
         self.directory = RunDirectory(Path(path))
         if not self.directory.config.is_file():
             raise ExpungeError(f"{path} holds no run (no run.toml). `expunge run {path} CONCEPT...` makes one.")
-        self.config = RunConfig.from_toml(self.directory.config.read_text(), str(self.directory.config))
+        self.config = RunConfig.read(self.directory.config)
 
     @classmethod
     def create(
@@ -106,20 +108,20 @@ class Run:
             raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         check_judged(read_protocol(config.evaluate.protocol), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
-        frozen = config.frozen(digest).to_toml()
+        config = config.frozen(digest)
         if directory.vacant:
-            write_text(directory.config, frozen)
+            write_text(directory.config, config.to_toml())
         run = cls(path)
         with run.directory.appending():
             begun = [[c.name for c in r.concepts] for r in run.requests]
-            if run.directory.config.read_text() != frozen or any(a != b for a, b in zip(begun, groups, strict=False)):
+            other = run.directory.config.read_text() != config.to_toml()
+            if other or any(a != b for a, b in zip(begun, groups, strict=False)):
                 raise ExpungeError(
                     f"{path} is not empty: it holds a run of other settings or requests. Choose another folder, add to that "
                     f"run (`expunge request {path} CONCEPT`), or go on with it (`expunge resume {path}`)."
                 )
             if not run.directory.events():
-                name = model_name(config.model.source, folder)
-                run.directory.add_event("created", config=digest_file(directory.config), model=digest, name=name)
+                run.directory.announce(config, model_name(config.model.source, folder))
             for names in groups[len(begun) :]:
                 run.request(*names)
 
@@ -133,6 +135,7 @@ class Run:
         """
         if not names:
             raise ExpungeError("A request names at least one concept.")
+        self.directory.check()
         concepts = tuple(dict.fromkeys(forgettable(self.source, name) for name in names))
         check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending():
@@ -141,7 +144,9 @@ class Run:
             taken = {c.name: r.id for r in requests if status.get(int(r.id)) not in free for c in r.concepts}
             for concept in concepts:
                 if concept.name in taken:
-                    raise ExpungeError(f"{concept.name!r} is already requested (request {taken[concept.name]}).")
+                    which = taken[concept.name]
+                    what = "forgotten" if status.get(int(which)) == "accepted" else "requested"
+                    raise ExpungeError(f"{concept.name!r} is already {what} (request {which}).")
             request = Request(id=f"{len(requests) + 1:04d}", concepts=concepts, received_at=now())
             self.directory.add_request(request)
         return request
@@ -168,7 +173,7 @@ class Run:
         for index, status in sorted(self.history.status.items()):
             step = self.directory.step(index)
             if status != "withdrawn" or step.finished:
-                record = StepRecord.model_validate(step.read_record())
+                record = read_record(step.record)
                 found.append(record.model_copy(update={"status": status}))
         return found
 
@@ -267,7 +272,7 @@ class Run:
             history = self.history
             if history.status.get(step) != "rejected":
                 raise ExpungeError(f"{self._called(step)}, not rejected: there is nothing to accept.")
-            record = StepRecord.model_validate(self.directory.step(step).read_record())
+            record = read_record(self.directory.step(step).record)
             weights = self.current_weights
             if record.previous != (digest_file(weights) if weights else self.config.model.digest):
                 raise ExpungeError(
@@ -356,28 +361,33 @@ class Run:
             backbone.denoiser.load_state_dict(changed, strict=False)
         return backbone
 
-    def export(self, folder: str | Path) -> Path:
+    def export(self, folder: str | Path, *, redacted: bool = True) -> Path:
         """Write the current model as a Diffusers folder that loads without Expunge, with a model card; the folder.
 
+        An earlier export in its place is replaced, and is whole until then.
+
+        Args:
+            redacted: the card calls persons by their request, and says nothing that names one.
+
         Raises:
-            ExpungeError: when no step was accepted yet, or `folder` exists and is not empty.
+            ExpungeError: when no step was accepted yet, or `folder` holds something else than an export.
         """
-        target, weights = Path(folder), self.current_weights
+        weights = self.current_weights
         if weights is None:
             raise ExpungeError("No step was accepted yet, so there is nothing to export.")
-        if target.exists() and any(target.iterdir()):
-            raise ExpungeError(f"{target} is not empty. Choose another folder.")
-        temporary = target.with_name(f".{target.name}.tmp")
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(self._folder, temporary)
-        backbones.replace_denoiser(temporary, load_tensors(weights))
-        self.directory.add_event("exported", model=backbones.model_digest(temporary))
-        write_text(temporary / "README.md", self._card())
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.rename(target)
-        return target
+        self.directory.check()
+        self._check_model()
+        target = Path(folder).resolve()  # where it is a link, what it leads to is replaced
+        check_replaceable(target)
+        with replacing_folder(target) as new:
+            backbones.copy_pipeline(self._folder, new)
+            backbones.replace_denoiser(new, load_tensors(weights))
+            self.directory.add_event("exported", model=backbones.model_digest(new))
+            write_text(new / "README.md", self._card(redacted))
+            mark(new)
+        return Path(folder)
 
-    def _card(self) -> str:
+    def _card(self, redacted: bool) -> str:
         """The model card of the current model, with the head of the events as they now stand."""
         accepted = {r.request: r for r in self.records if r.status == "accepted"}
         served = [r for r in self.requests if r.id in accepted]
@@ -390,7 +400,8 @@ class Run:
             served,
             last,
             {c.name: metrics.unlearning_accuracy(judged, c.name) for r in served for c in r.concepts},
-            Names(self.requests, prompted(self.protocol, self.source)),
+            {r.request for r in accepted.values() if not gate.passed(self.config.gate, r.gate)},
+            Names(self.requests, prompted(self.protocol, self.source)) if redacted else Names(()),
             self.directory.head,
         )
 
@@ -402,7 +413,7 @@ class Run:
         """
         if not self.directory.summary.exists():
             raise ExpungeError(f"{self.directory.path} has no finished step yet. `expunge resume` serves its requests.")
-        return Summary.model_validate_json(self.directory.summary.read_text())
+        return validated(Summary, read_json(self.directory.summary), str(self.directory.summary))
 
     def _write_summary(self) -> None:
         records = self.records
@@ -432,19 +443,23 @@ class Run:
         return model_folder(self.config.model.source)
 
     def _load(self) -> Backbone:
+        self._check_model()
+        return backbones.load(self._folder).to(processes().device)
+
+    def _check_model(self) -> None:
         digest = backbones.model_digest(self._folder)
         if digest != self.config.model.digest:
             raise ExpungeError(
                 f"{self._folder} is not the model that this run began with (its digest is {digest}, the run's is "
                 f"{self.config.model.digest}). Restore that model, or start a new run."
             )
-        return backbones.load(self._folder).to(processes().device)
 
 
 def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float) -> Image.Image:
     """One picture from a run's current model, a built-in model, a folder or a hub id, with the pipeline's own solver."""
     folder = Path(model)
+    given = {"solver": "default", "steps": steps, "guidance": guidance}
+    sampler = validated(SamplerConfig, given, "What was asked for")
     backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
-    sampler = SamplerConfig(solver="default", steps=steps, guidance=guidance)
     picture = paint(backbone, backbone.denoiser, [prompt], [seed], sampler)[0]
     return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())

@@ -44,7 +44,7 @@ from expunge.stream.directory import (
     write_table,
 )
 from expunge.stream.drift import drifts, pictured, weight_drift
-from expunge.stream.summary import Attempt, EvaluationCounts, Seconds, StepRecord, Training, measure
+from expunge.stream.summary import Attempt, EvaluationCounts, Seconds, StepRecord, Training, measure, read_record
 from expunge.stream.team import Team
 
 
@@ -176,7 +176,7 @@ def _earlier(shop: Workshop, step: StepDirectory) -> StepRecord | None:
     """The record of the attempt before this one, None in the first."""
     if not shop.retrying:
         return None
-    return StepRecord.model_validate(read_json(shop.directory.replaced(step.index)[-1].attempt))
+    return read_record(shop.directory.replaced(step.index)[-1].attempt)
 
 
 def base_judgements(shop: Workshop, concepts: Sequence[Concept], level: str) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -10,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from expunge.concepts import Request
 from expunge.evaluation import Value, metrics
+from expunge.files import read_json
+from expunge.schema import validated
 from expunge.stopping import Reason
 
 Status = Literal["accepted", "rejected", "withdrawn"]
@@ -141,6 +144,14 @@ class StepRecord(StepSummary):
     files: dict[str, str]
     pictures: str = ""
     finished_at: str
+
+
+def read_record(path: Path) -> StepRecord:
+    """
+    Raises:
+        ExpungeError: when it is damaged, or a newer version of Expunge wrote it.
+    """
+    return validated(StepRecord, read_json(path), str(path))
 
 
 class ModelSummary(_Strict):

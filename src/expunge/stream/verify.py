@@ -15,7 +15,7 @@ from expunge.stream import chain
 from expunge.stream.config import RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory, digest_images
 from expunge.stream.history import History
-from expunge.stream.summary import ModelSummary, StepRecord, summarise
+from expunge.stream.summary import ModelSummary, StepRecord, read_record, summarise
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class _Verification:
             step, path = place
             explained.add(step.path)
             placed.setdefault(step.index, []).append(step)
-            record = StepRecord.model_validate_json(path.read_text())
+            record = read_record(path)
             yield from self._files(step, record)
             if event["event"] != "retried" and "by" not in event and event["event"] != record.status:
                 yield f"Step {step.index}: step.json says {record.status}, and the event says {event['event']}."
@@ -216,7 +216,7 @@ class _Verification:
 
     def _summarises(self, shown: Sequence[tuple[StepRecord, StepDirectory]]) -> bool:
         made, requests = self.events[0], self.directory.requests()
-        config = RunConfig.from_toml(self.directory.config.read_text(), str(self.directory.config))
+        config = RunConfig.read(self.directory.config)
         try:
             known = len(json.loads(self.directory.summary.read_bytes())["requests"])
         except (OSError, ValueError, LookupError, TypeError):
