@@ -13,7 +13,7 @@ import torch
 
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
-from expunge.files import append_line, digest_file, save_tensors, write_json
+from expunge.files import append_line, digest_file, save_tensors, write_json, write_text
 from expunge.stream import preset
 from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
@@ -115,7 +115,9 @@ def begin(
 ) -> tuple[RunDirectory, pd.DataFrame]:
     """A run of the preset lacu-iconworld that was asked to forget `concepts`, one request each; judgements of its base."""
     directory = RunDirectory(path)
-    directory.create(preset("lacu-iconworld", changes).frozen(model), "iconworld-1")
+    config = preset("lacu-iconworld", changes).frozen(model)
+    write_text(directory.config, config.to_toml())
+    directory.announce(config, "iconworld-1")
     for i, concept in enumerate(concepts, 1):
         directory.add_request(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
     base, images = judgements(0, [])
