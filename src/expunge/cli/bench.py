@@ -9,14 +9,9 @@ import typer
 from typer.core import TyperGroup
 
 from expunge.cli.shared import Set, changes_of, console, quiet, sentences
-from expunge.errors import ExpungeError
 
 if TYPE_CHECKING:
-    from expunge.benchmark import Experiment
     from expunge.reference import EngineName
-
-MATCHED_UA = 0.95
-"""The unlearning accuracy at which curves over a knob are compared."""
 
 
 class _FileByDefault(TyperGroup):
@@ -49,13 +44,19 @@ def experiment_file(
     """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
     with sentences():
         quiet()
-        from expunge.benchmark import Experiment, last_steps, serve_variant
+        from expunge.benchmark import MATCHED_UA, Experiment, last_steps, serve_variant, write_experiment
         from expunge.cli.progress import RunProgress
         from expunge.cli.tables import experiment_table
 
         experiment, results = Experiment.read(file), file.with_suffix("")
         if write is not None:
-            _write_experiment(experiment, results, write / file.stem)
+            stem = write / file.stem
+            for family, values in write_experiment(experiment, results, stem).groupby("family", sort=False):
+                for metric in ("ira", "cra"):
+                    found = values[metric].dropna()
+                    value = f"{found.mean():.3f} (seeds {len(found)})" if len(found) else "not reached, or never below"
+                    console.print(f"{family}: {metric.upper()} at UA {MATCHED_UA}: {value}", highlight=False)
+            console.print(f"Written: {stem}-*", highlight=False)
             return
         for number in seed or experiment.seeds:
             for name in only or experiment.variants:
@@ -106,30 +107,3 @@ def speed(
         for caveat in results.caveats:
             console.print(caveat, style="yellow", highlight=False)
         console.print(f"{target}", highlight=False)
-
-
-def _write_experiment(experiment: Experiment, results: Path, stem: Path) -> None:
-    """`STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`."""
-    from expunge.benchmark import at_matched_forgetting, figures, last_steps, markdown
-    from expunge.files import write_text
-
-    table = last_steps(results)
-    if table.empty:
-        raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
-    notes = {name: variant.note for name, variant in experiment.variants.items()}
-    table = table[table["variant"].isin(list(notes))]
-    shown = [name for name in notes if name in set(table["variant"])]
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
-    figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
-    figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
-    if any("@" in name for name in shown):
-        figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
-        for metric in ("ira", "cra"):
-            found = at_matched_forgetting(table, metric, MATCHED_UA).groupby("family", sort=False)[metric]
-            for family, values in found:
-                read = (
-                    f"{values.mean():.3f} (seeds {values.count()})" if values.count() else "not reached, or never below"
-                )
-                console.print(f"{family}: {metric.upper()} at UA {MATCHED_UA}: {read}", highlight=False)
-    console.print(f"Written: {stem}-*", highlight=False)

@@ -1,0 +1,42 @@
+"""An experiment's results as files to put into a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from expunge.benchmark import figures
+from expunge.benchmark.experiment import Experiment
+from expunge.benchmark.table import at_matched_forgetting, last_steps, markdown
+from expunge.errors import ExpungeError
+from expunge.files import write_text
+
+MATCHED_UA = 0.95
+"""The unlearning accuracy at which curves over a knob are compared."""
+
+
+def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.DataFrame:
+    """Write `STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`.
+
+    Returns:
+        IRA and CRA of each family of variants over a knob at UA `MATCHED_UA`, a row for each seed; empty without a knob.
+
+    Raises:
+        ExpungeError: when there are no results yet.
+    """
+    table = last_steps(results)
+    if table.empty:
+        raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
+    notes = {name: variant.note for name, variant in experiment.variants.items()}
+    table = table[table["variant"].isin(list(notes))]
+    shown = [name for name in notes if name in set(table["variant"])]
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
+    figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
+    figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
+    if not any("@" in name for name in shown):
+        return pd.DataFrame(columns=["family", "seed", "ira", "cra"])
+    figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
+    read = [at_matched_forgetting(table, metric, MATCHED_UA).set_index(["family", "seed"]) for metric in ("ira", "cra")]
+    return pd.concat(read, axis=1).reset_index()
