@@ -10,6 +10,7 @@ import pytest
 from expunge import Run, backbones, iconworld
 from expunge.concepts import Concept
 from expunge.files import digest_folder
+from expunge.stream.export import mark
 from handmade import FOX, PERSON, add_step, begin, check
 from runs import PROTOCOL, expunge
 
@@ -87,6 +88,16 @@ def test_an_export_takes_the_place_of_an_earlier_one(made: Path, tmp_path: Path)
     assert (out / "model_index.json").exists()
     assert (out / "README.md").read_text() != first  # the head has moved on
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_an_export_does_not_take_the_place_of_its_base_model(made: Path) -> None:
+    base = Path(Run(made).config.model.source)
+    mark(base)  # the base model may be an export of another run
+    try:
+        assert "is the base model of this run" in expunge("export", made, base, code=2)
+    finally:
+        (base / ".expunge").unlink()
+    assert backbones.model_digest(base) == Run(made).config.model.digest
 
 
 def test_nothing_but_an_export_is_replaced(made: Path, tmp_path: Path) -> None:

@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from expunge import Run, iconworld
+from expunge import Run, backbones, iconworld
+from expunge.files import write_bytes
 from handmade import FOX, NEON, add_step, begin, check
 from runs import FAST, PROTOCOL, expunge
 
 PROMPTS = PROTOCOL.parent / "prompts"
 VOCABULARY = iconworld.HERE / "vocabulary.toml"
+
+FOLDER = ("--set", "prompts.source=folder", "--set", "prompts.folder={}/prompts")
 
 Spoil = Callable[[Path], None]
 """Changes what lies in a place: `run` (the fox is forgotten, neon waits), `prompts`, `model`, `outside` and files."""
@@ -40,29 +43,25 @@ def setting(assignment: str, says: str) -> Case:
     return Case(("run", "{}/new", "fox", *FAST, "--set", assignment), says)
 
 
-def with_file(option: str, text: str | bytes, says: str) -> Case:
+def written(file: str, data: str | bytes) -> Spoil:
+    return lambda place: write_bytes(place / file, data if isinstance(data, bytes) else data.encode())
+
+
+def with_file(option: str, data: str | bytes, says: str) -> Case:
     """`expunge run` with a file of one's own; `option` is --preset, --protocol, or a field."""
-    data = text if isinstance(text, bytes) else text.encode()
     given = (option, "{}/mine.toml") if option.startswith("--") else ("--set", f"{option}={{}}/mine.toml")
-    folder = ("--set", "prompts.source=folder", "--set", "prompts.folder={}/prompts")
-    more = folder if option == "prompts.concepts" else ()
-    return Case(
-        ("run", "{}/new", "fox", *FAST, *more, *given),
-        says,
-        lambda place: void((place / "mine.toml").write_bytes(data)),
-    )
+    more = FOLDER if option == "prompts.concepts" else ()
+    return Case(("run", "{}/new", "fox", *FAST, *more, *given), says, written("mine.toml", data))
 
 
 def with_prompts(changes: dict[str, str | bytes], says: str) -> Case:
     """`expunge run` with a folder of prompts in which files of the golf ball are others."""
 
     def spoil(place: Path) -> None:
-        for name, text in changes.items():
-            data = text if isinstance(text, bytes) else text.encode()
-            (place / "prompts" / "golf_ball" / name).write_bytes(data)
+        for name, data in changes.items():
+            written(f"prompts/golf_ball/{name}", data)(place)
 
-    arguments = ("golf ball", "--set", "prompts.source=folder", "--set", "prompts.folder={}/prompts")
-    return making(*arguments, says=says, spoil=spoil)
+    return making("golf ball", *FOLDER, says=says, spoil=spoil)
 
 
 def edited(file: str, old: str, new: str) -> Spoil:
@@ -84,19 +83,12 @@ def moved_out(name: str) -> Spoil:
     return spoil
 
 
-def indexed(text: str) -> Spoil:
-    return lambda place: void((place / "model" / "model_index.json").write_text(text))
-
-
 def pickled(place: Path) -> None:
     built_in = iconworld.model_folder("iconworld")
     assert built_in
     shutil.copytree(built_in, place / "model" / built_in.name)
     for path in (place / "model" / built_in.name / "unet").glob("*.safetensors"):
         path.rename(path.with_suffix(".bin"))
-
-
-def void(_: object) -> None: ...
 
 
 def toml(path: Path, old: str, new: str) -> str:
@@ -110,7 +102,6 @@ NEWER = "newer version of Expunge"
 LEAVES = "is a link that leads out of the run"
 CHANGED = edited("run/run.toml", "steps = 12", "steps = 7")
 DIFFERENCE = "train.steps is 7 and was 12"
-TWICE = '[aliases]\n"fox" = ["vixen"]\n[confusables]\n"fox" = ["Vixen"]\n'
 
 CASES = {
     # concepts
@@ -155,9 +146,7 @@ CASES = {
     "a protocol that is no UTF-8": with_file("--protocol", LATIN, "mine.toml cannot be used: it is not UTF-8 text"),
     "a vocabulary that is no UTF-8": with_file("prompts.vocabulary", LATIN, "it is not UTF-8 text (byte 5)"),
     "concepts that are no UTF-8": with_file("prompts.concepts", LATIN, "it is not UTF-8 text"),
-    "a run.toml that is no UTF-8": Case(
-        ("resume", "{}/run"), "it is not UTF-8 text", lambda place: void((place / "run/run.toml").write_bytes(LATIN))
-    ),
+    "a run.toml that is no UTF-8": Case(("resume", "{}/run"), "it is not UTF-8 text", written("run/run.toml", LATIN)),
     # an alias that is a confusable
     "alias that equals a confusable": with_file(
         "prompts.vocabulary",
@@ -173,14 +162,14 @@ CASES = {
     "a model folder that is not there": making("fox", "--model", "./nowhere", says="is no folder, and no hub id"),
     "a model folder that is no pipeline": making("fox", "--model", "{}/model", says="holds no model_index.json"),
     "an index that is no pipeline's": making(
-        "fox", "--model", "{}/model", says="is not a pipeline's index", spoil=indexed("[]")
+        "fox", "--model", "{}/model", says="is not a pipeline's index", spoil=written("model/model_index.json", "[]")
     ),
     "an unsupported pipeline class": making(
         "fox",
         "--model",
         "{}/model",
         says="is a FluxPipeline, which is not supported yet. Supported: StableDiffusion",
-        spoil=indexed('{"_class_name": "FluxPipeline"}'),
+        spoil=written("model/model_index.json", '{"_class_name": "FluxPipeline"}'),
     ),
     "pickled weights": making(
         "fox", "--model", "{}/model/iconworld-1", says="Pickled weights are not opened", spoil=pickled
@@ -235,6 +224,8 @@ CASES = {
     ),
     "no assignment": setting("steps", "is not SECTION.FIELD=VALUE"),
     "a method that is no name": setting("method.name=3", "method is a table with a name"),
+    "a constraint that is no name": with_file("--preset", "[[constraints]]\nname = 3\n", "There is no constraint '3'"),
+    "a section that is no table": with_file("--preset", "model = 3\n", "model: Input should be a valid dictionary"),
     "unknown method": setting("method.name=lacuu", "Did you mean lacu"),
     "unknown parameter group": setting("train.parameters=attn", "no parameter group 'attn'"),
     "unknown preset": Case(("run", "{}/new", "fox", "--preset", "lacu"), "There is no preset 'lacu'"),
@@ -259,9 +250,7 @@ CASES = {
     "a newer protocol": with_file("--protocol", "schema = 2\nwhat = 1\n", NEWER),
     "a newer vocabulary": with_file("prompts.vocabulary", "schema = 2\nwhat = 1\n", NEWER),
     "a newer concepts file": with_file("prompts.concepts", "schema = 2\nwhat = 1\n", NEWER),
-    "a newer experiment": Case(
-        ("bench", "{}/mine.toml"), NEWER, lambda place: void((place / "mine.toml").write_text("schema = 2\nwhat = 1\n"))
-    ),
+    "a newer experiment": Case(("bench", "{}/mine.toml"), NEWER, written("mine.toml", "schema = 2\nwhat = 1\n")),
     # links
     "steps that leave the run": Case(("resume", "{}/run"), LEAVES, moved_out("steps")),
     "a step that leaves the run": Case(("export", "{}/run", "{}/new"), LEAVES, moved_out("steps/0001")),
@@ -310,6 +299,7 @@ def tree(place: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_a_sentence_an_exit_code_and_nothing_lost(case: Case, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(backbones, "load", lambda folder: pytest.fail("a model was loaded"))
     case.spoil(place)
     before = tree(place)
     said = expunge(*(part.replace("{}", str(place)) for part in case.command), code=2)
@@ -321,7 +311,7 @@ def test_a_sentence_an_exit_code_and_nothing_lost(case: Case, place: Path, monke
 
 
 def test_a_leak_that_is_left_out_is_said_in_a_sentence(place: Path) -> None:
-    source = ("--set", "prompts.source=folder", "--set", f"prompts.folder={place}/prompts")
+    source = (part.replace("{}", str(place)) for part in FOLDER)
     said = expunge("run", place / "new", "golf bal", *source, *FAST, code=2)
     assert "related_score.txt:6: 'Somebody collects golf balls' leaks 'golf ball'." in said
     assert "Warning" not in said

@@ -103,7 +103,6 @@ def test_a_forget_prompt_without_candidates_is_named(copy: Path) -> None:
     [
         ("train.csv", "id,text\n1,x\n", r"train\.csv:1: this line needs the columns id,prompt"),
         ("train.csv", "id,prompt\n1,a golf ball\n1,b\n", r"train\.csv:3: this line repeats the id '1'"),
-        ("train.csv", "id,prompt\n1,a golf ball\n2,\n", r"train\.csv:3: this line has no prompt"),
         ("val.csv", "id,prompt\n1,a golf ball floats on a pond!\n", r"val\.csv:2: .* is a training prompt too"),
         ("candidates_clip.json", "[\n{]", r"candidates_clip\.json:2: this line is not JSON"),
         ("candidates_clip.json", '[\n{"id": 1}]', r"candidates_clip\.json:2: this line needs an id, a source"),

@@ -91,7 +91,6 @@ def test_no_training_prompt_is_ever_an_evaluation_prompt() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("schema = 2", "schema"),
         ("not toml", "cannot be used"),
         (
             'schema = 1\ntemplates = ["{thing}"]\nevaluation_templates = ["{thing}"]\ngroups = []\n'
@@ -142,7 +141,6 @@ def test_confusables_of_the_file_do_not_count_as_leaks(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ('boat = ["ship"]', "confusables are given for concepts that do not exist"),
-        ('"golf ball" = ["golfball"]', "both a name of 'golf ball' and a confusable"),
     ],
 )
 def test_confusables_that_cannot_be_are_named(tmp_path: Path, line: str, complaint: str) -> None:

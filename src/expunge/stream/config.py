@@ -131,7 +131,11 @@ class RunConfig(TomlConfig):
         data = dict(data)
         train = data.get("train")
         if isinstance(train, dict) and train.get("engine") == "reference":
-            data |= {name: {**data.get(name, {}), **fields} for name, fields in reference.SETTINGS.items()}
+            data |= {
+                name: {**section, **fields}
+                for name, fields in reference.SETTINGS.items()
+                if isinstance(section := data.get(name, {}), dict)
+            }
         section = data.get("method", {"name": "lacu"})
         if not isinstance(section, dict) or not isinstance(name := section.get("name", "lacu"), str):
             raise ValueError('method is a table with a name, e.g. name = "lacu"')
@@ -219,7 +223,7 @@ def method_class(name: str) -> type[GradientMethod[Any, Any]]:
 
 
 def _constraint(section: Mapping[str, Any]) -> tuple[Any, Constraint]:
-    name = section.get("name", "")
+    name = str(section.get("name", ""))
     if name not in CONSTRAINTS:
         raise ExpungeError(f"There is no constraint {name!r}. {nearest(name, CONSTRAINTS)}")
     config_class, build = CONSTRAINTS[name]

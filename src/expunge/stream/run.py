@@ -370,7 +370,8 @@ class Run:
             redacted: the card calls persons by their request, and says nothing that names one.
 
         Raises:
-            ExpungeError: when no step was accepted yet, or `folder` holds something else than an export.
+            ExpungeError: when no step was accepted yet, or `folder` holds something else than an export, or the
+                base model.
         """
         weights = self.current_weights
         if weights is None:
@@ -378,6 +379,10 @@ class Run:
         self.directory.check()
         self._check_model()
         target = Path(folder).resolve()  # where it is a link, what it leads to is replaced
+        if target == self._folder.resolve():
+            raise ExpungeError(
+                f"{folder} is the base model of this run, which every step needs. Choose another folder."
+            )
         check_replaceable(target)
         with replacing_folder(target) as new:
             backbones.copy_pipeline(self._folder, new)
