@@ -12,6 +12,7 @@ import pytest
 
 from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
+from expunge.evaluation import Protocol, protocol_rows
 from expunge.prompts import KnownConcepts, PromptFolder
 
 DATA = Path(__file__).parents[1] / "data"
@@ -157,6 +158,28 @@ def test_what_can_only_be_measured_cannot_be_forgotten() -> None:
         FOLDER.related(FOLDER.concept("lighthouse"))
     with pytest.raises(ExpungeError, match=r"no prompts for 'lighthous'\. Did you mean Lighthouse"):
         FOLDER.concept("lighthous")
+
+
+def test_a_protocol_may_count_neighbours_that_stand_in_eval_csv_alone() -> None:
+    protocol = Protocol.model_validate(
+        {
+            "schema": 1,
+            "name": "counted",
+            "model": "any",
+            "judge": "iconworld",
+            "seed": 1,
+            "requests": [["golf ball"]],
+            "neighbours": {"golf ball": {"held_out": ["plum"], "replayed": []}},
+            "others": ["lighthouse"],
+            "sampler": {"solver": "default", "steps": 1, "guidance": 1.0},
+            "between": {"forget": 2, "neighbours": 2, "others": 1},
+            "final": {"forget": 2, "neighbours": 2, "others": 1},
+        }
+    )
+    rows = protocol_rows(protocol, FOLDER, [GOLF_BALL])
+    assert [row.concept for row in rows] == ["golf ball"] * 2 + ["Plum"] * 2 + ["Lighthouse"]
+    subjects = {row.concept: row.subjects["thing"].alternatives for row in rows}
+    assert subjects == {"golf ball": ("plum", "marble"), "Plum": (), "Lighthouse": ()}
 
 
 def test_kinds_and_aliases_come_from_the_concepts_file() -> None:

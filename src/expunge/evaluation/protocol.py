@@ -206,6 +206,6 @@ def _subject(protocol: Protocol, source: PromptSource, name: str) -> Subject:
     group = protocol.neighbours.get(name)
     near = [*concept.confusables, *((*group.held_out, *group.replayed) if group else ())]
     own = [words(n) for n in concept.names]
-    alternatives = tuple(n for n in dict.fromkeys([*near, *source.related(concept)]) if words(n) not in own)
+    alternatives = tuple(n for n in dict.fromkeys([*near, *source.alternatives(concept)]) if words(n) not in own)
     confusables = tuple(n for n in alternatives if n in near)
     return Subject(concept.model_copy(update={"confusables": confusables}), alternatives)

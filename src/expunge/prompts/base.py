@@ -55,6 +55,9 @@ class PromptSource(Protocol):
             ExpungeError: for a concept that the source can measure but has no prompts to forget it with.
         """
 
+    def alternatives(self, concept: Concept) -> list[str]:
+        """Names that a picture of the concept could be taken for; empty where the source knows none."""
+
     def unrelated(self, concept: Concept) -> list[str]:
         """Names of concepts outside its group."""
 

@@ -112,6 +112,9 @@ class PromptFolder:
                 )
         return list(one.retain)
 
+    def alternatives(self, concept: Concept) -> list[str]:
+        return [name for one in self.read if one.concept.name == concept.name for name in one.retain]
+
     def unrelated(self, concept: Concept) -> list[str]:
         own = {" ".join(words(n)) for n in self.related(concept)}
         names = dict.fromkeys(n for one in self.read for n in one.retain)

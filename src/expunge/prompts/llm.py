@@ -50,6 +50,9 @@ class LlmPrompts:
     def related(self, concept: Concept) -> list[str]:
         return self._names(concept)["related"]
 
+    def alternatives(self, concept: Concept) -> list[str]:
+        return self.related(concept)
+
     def unrelated(self, concept: Concept) -> list[str]:
         return self._names(concept)["unrelated"]
 

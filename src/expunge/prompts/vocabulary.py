@@ -120,6 +120,9 @@ class Vocabulary(Strict):
         groups = [own, *(g for g in self.groups if g.slot == own.slot and g is not own)]
         return [n for g in groups for n in self._concepts(g) if n != concept.name]
 
+    def alternatives(self, concept: Concept) -> list[str]:
+        return self.related(concept)
+
     def unrelated(self, concept: Concept) -> list[str]:
         own = self.group(concept.name)
         return [n for g in self.groups if g is not own for n in self._concepts(g)]
