@@ -1,4 +1,4 @@
-"""What earlier steps forgot, re-steered again; and what they replayed so that it stays, replayed again.
+"""What earlier steps forgot, re-steered again.
 
 Each earlier concept keeps the pairs of forget and mapping prompts that its own step chose, and every later step draws some of
 them. A pair whose mapping prompt speaks of something that has been forgotten since is left out; a concept that has none
@@ -16,7 +16,7 @@ from expunge.concepts import Concept
 from expunge.locality import Choice
 from expunge.methods.base import Earlier, StepContext
 from expunge.methods.mapping import leak, pairs
-from expunge.methods.resteering import Aim, ResteeringConfig, Scenes, resteer, retain_scenes
+from expunge.methods.resteering import Aim, ResteeringConfig, resteer
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,6 @@ def steer_again(config: ResteeringConfig, context: StepContext, prompts: int) ->
             aims.append(resteer(config, context, choices, loss="again", role="again", seed=step.seed, picked=picked))
             used += [choices[place] for place in picked]
     return Again(aims, used, renewed)
-
-
-def replay_again(context: StepContext, prompts: int) -> list[Scenes]:
-    """Scenes of `prompts` retain prompts of all earlier steps together, equally many of each; none speaks of what is gone."""
-    draw = random.Random(seeds.derive(context.seed, "replay again"))
-    turn = draw.sample(context.earlier, min(prompts, len(context.earlier)))
-    each = prompts // max(1, len(turn))
-    found = []
-    for step in (step for step in context.earlier if step in turn):
-        usable = [place for place, prompt in enumerate(step.retain) if not leak(context, prompt)]
-        if picked := sorted(draw.sample(usable, min(each, len(usable)))):
-            found.append(retain_scenes(context, step.retain, seed=step.seed, picked=picked))
-    return found
 
 
 def _choices(

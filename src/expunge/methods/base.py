@@ -58,14 +58,12 @@ class Earlier:
         concepts: what it forgot.
         near: {concept: the names near it, nearest first, as its own step ranked them}.
         choices: its forget prompts with their mapping prompts, as they were last chosen.
-        retain: its retain prompts.
     """
 
     seed: int
     concepts: tuple[Concept, ...]
     near: Mapping[str, Sequence[str]] = field(default_factory=dict)
     choices: Sequence[Choice] = ()
-    retain: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -25,19 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import Field
-
-from expunge.methods.again import replay_again, steer_again
+from expunge.methods.again import steer_again
 from expunge.methods.base import Record, StepContext
 from expunge.methods.mapping import Count, pairs
 from expunge.methods.resteering import (
     Aim,
     Resteering,
     ResteeringConfig,
+    Scenes,
     Weight,
     record_of,
+    replay_seed,
     resteer,
-    retain_scenes,
 )
 from expunge.methods.retain import RetainConfig, retain_prompts
 
@@ -51,14 +50,12 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
         lambda_again: weight of re-steering what earlier steps forgot.
         again_prompts: forget prompts of all earlier concepts together, equally many for each. Where there are more concepts
             than prompts, every step draws which of them have their turn.
-        retain_again: retain prompts of all earlier steps together that are replayed again, beside those of the step itself.
     """
 
     lambda_preserve: Weight
     lambda_empty: Weight = 0.0
     lambda_again: Weight = 0.0
     again_prompts: Count = 32
-    retain_again: int = Field(0, ge=0)
 
 
 class Continual(Resteering):
@@ -84,11 +81,9 @@ class Continual(Resteering):
         retain: list[str] = []
         if weights.keys() & {"preserve", "empty"}:
             retain = [p for c in context.concepts for p in retain_prompts(config, context, c, list(near[c.name]))]
-        replayed = [retain_scenes(context, retain), *replay_again(context, config.retain_again)] if retain else []
-        for scenes in replayed:
-            for loss, prompts in (("preserve", scenes.prompts), ("empty", [""] * len(scenes.prompts))):
-                if loss in weights:
-                    aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
-        earlier = [s.prompts[place] for s in replayed[1:] for place in s.picked or ()]
+        scenes = Scenes("retain", retain, context.replay.retain_latents, replay_seed(context.seed, "retain"))
+        for loss, prompts in (("preserve", retain), ("empty", [""] * len(retain))):
+            if loss in weights:
+                aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
         again = steer_again(config, context, config.again_prompts if "again" in weights else 0)
-        return [*aims, *again.aims], record_of(choices, near, retain, again.used, again.renewed, earlier)
+        return [*aims, *again.aims], record_of(choices, near, retain, again.used, again.renewed)

@@ -283,14 +283,6 @@ def resteer(
     return Aim(loss, scenes, forget, targets)
 
 
-def retain_scenes(
-    context: StepContext, prompts: Sequence[str], *, seed: int | None = None, picked: Sequence[int] | None = None
-) -> Scenes:
-    """What must stay, painted for retain prompts. Arguments are those of `resteer`."""
-    own = replay_seed(context.seed if seed is None else seed, "retain")
-    return Scenes("retain", prompts, context.replay.retain_latents, own, picked=picked, lasting=True)
-
-
 def replay_seed(step_seed: int, role: str) -> int:
     """The seed of what is painted in a role of a step."""
     return seeds.derive(step_seed, "replay", role)
@@ -302,21 +294,18 @@ def record_of(
     retain: Sequence[str] = (),
     again: Sequence[Choice] = (),
     renewed: Mapping[str, Sequence[Choice]] = {},
-    retain_again: Sequence[str] = (),
 ) -> Record:
     """What a step was trained on.
 
     Args:
         again: the choices that were used for concepts that earlier steps forgot.
         renewed: {such a concept: all its choices}, where those of its own step could not stay.
-        retain_again: the retain prompts of earlier steps that were used.
     """
     return Record(
         prompts={
             "forget": [{"id": c.id, "prompt": c.forget} for c in choices for _ in c.mapping],
             "mapping": [{"id": c.id, "prompt": m.prompt} for c in choices for m in c.mapping],
             "retain": list(retain),
-            "retain again": list(retain_again),
         },
         choices={
             "neighbours": near,

@@ -202,7 +202,7 @@ class _Rehearsal:
         seconds = (self._optimizer_step(state) + self._calls(drawn)) * train.steps
         near = {concept: list(names) for concept, names in record.choices.get("neighbours", {}).items()}
         choices = [Choice.read(choice) for choice in record.choices.get("mapping", [])]
-        self.earlier = (*self.earlier, Earlier(context.seed, concepts, near, choices, record.prompts.get("retain", [])))
+        self.earlier = (*self.earlier, Earlier(context.seed, concepts, near, choices))
         return RequestEstimate(
             concepts=tuple(c.name for c in concepts),
             evaluations=EvaluationCounts(forward=prepared + trained, backward=backward),

@@ -366,8 +366,7 @@ def _earlier_steps(shop: Workshop, forgotten: Forgotten) -> tuple[Earlier, ...]:
         own = [c for c in record.get("mapping", []) if not c["id"].startswith(tuple(f"{name}/" for name in renewed))]
         own += [c for concept in concepts for c in renewed.get(concept.name, [])]
         near = {concept: list(names) for concept, names in record.get("neighbours", {}).items()}
-        retain = read_json(path)["retain"] if (path := shop.directory.step(index).prompts).exists() else []
-        found.append(Earlier(_seed(shop.config, index), tuple(concepts), near, [Choice.read(c) for c in own], retain))
+        found.append(Earlier(_seed(shop.config, index), tuple(concepts), near, [Choice.read(c) for c in own]))
     return tuple(found)
 
 
