@@ -8,6 +8,8 @@ import os
 # has nothing to do on them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A console that finds this when it is made keeps to it, whatever a test says later; pytest-xdist sets it.
+os.environ.pop("COLUMNS", None)
 
 from collections.abc import Callable
 from functools import cache

@@ -31,7 +31,7 @@ def _log(folder: Path) -> list[dict[str, Any]]:
 
 
 def _concept(name: str) -> dict[str, Any]:
-    return {"concepts": (iconworld.vocabulary().concept(name),), "forgotten": ()}
+    return {"concepts": (iconworld.vocabulary().concept(name),), "earlier": ()}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,9 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("runs") / "finished"
     process("run", path, "panda", "mosaic", *FAST)
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interrupts_are_heard() -> None:
+    """Shells start what runs in the background with SIGINT ignored, and everything that it starts inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

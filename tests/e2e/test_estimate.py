@@ -60,5 +60,5 @@ def test_the_command_prints_a_table_and_makes_nothing(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     said = command("estimate", "panda", *FAST)
     assert all(words in said for words in ("panda", "base model", "MB a request"))
-    assert "'panda'" in command("estimate", "pandaa", *FAST, code=2)
+    assert "Did you mean panda" in command("estimate", "pandaa", *FAST, code=2)
     assert not list(tmp_path.iterdir())
