@@ -34,7 +34,7 @@ def command(*arguments: str | Path) -> list[str]:
 
 def expunge(*arguments: str | Path, code: int = 0) -> str:
     """Run a command in this process, which has imported everything already; what it printed, on one line."""
-    result = CliRunner(env={"COLUMNS": "1000"}).invoke(app, [str(a) for a in arguments])
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app, [str(a) for a in arguments])
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     assert result.exit_code == code, f"exit code {result.exit_code}, not {code}:\n{result.output}"
