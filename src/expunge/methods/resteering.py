@@ -330,18 +330,19 @@ def _replay(context: StepContext, scenes: Scenes) -> Replay:
 
 def _recorded(context: StepContext, aims: Sequence[Aim]) -> tuple[dict[str, Trajectories], dict[str, Tensor]]:
     """{role: the points of its scenes}, {loss: the teacher's predictions for the target at each of them}."""
-    traced: list[tuple[Scenes, Trajectories]] = []
+    traced: list[tuple[Scenes, Trajectories, Tensor]] = []
     replays: dict[str, list[tuple[Trajectories, int]]] = {}
     targets: dict[str, list[Tensor]] = {}
     for aim in aims:
         scenes = aim.scenes
-        points = next((points for known, points in traced if known == scenes), None)
-        picked = range(len(scenes.prompts)) if scenes.picked is None else scenes.picked
-        if points is None:
+        if not any(known == scenes for known, _, _ in traced):
+            picked = range(len(scenes.prompts)) if scenes.picked is None else scenes.picked
             points = _trace(context, scenes)
-            traced.append((scenes, points))
-            replays.setdefault(scenes.role, []).append((points.only(picked)[0], len(picked)))
-        targets.setdefault(aim.loss, []).append(_targets(context, aim, points)[points.only(picked)[1]])
+            used, places = points.only(picked)
+            traced.append((scenes, points, places))
+            replays.setdefault(scenes.role, []).append((used, len(picked)))
+        points, places = next((points, places) for known, points, places in traced if known == scenes)
+        targets.setdefault(aim.loss, []).append(_targets(context, aim, points)[places])
     return (
         {role: joined(parts, replay_seed(context.seed, role)) for role, parts in replays.items()},
         {loss: torch.cat(found) for loss, found in targets.items()},

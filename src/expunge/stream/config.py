@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from expunge import reference
+from expunge import reference, seeds
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
 from expunge.errors import ExpungeError, nearest, quoted
@@ -162,6 +162,10 @@ class RunConfig(TomlConfig):
     def strength(self) -> float | None:
         """The method's strength; None where it has none."""
         return self.method.get("strength")
+
+    def step_seed(self, index: int) -> int:
+        """The seed of step `index`, from which all its draws derive."""
+        return seeds.derive(self.seed, "step", index)
 
     def with_strength(self, strength: float) -> Self:
         return self.model_copy(update={"method": {**self.method, "strength": strength}})

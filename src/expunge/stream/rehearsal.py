@@ -26,9 +26,8 @@ from expunge.concepts import Concept
 from expunge.engine import StepLog, train
 from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
 from expunge.hardware import compute_dtype, processes
-from expunge.locality import Choice
 from expunge.memory import peak_memory
-from expunge.methods import Earlier, GradientMethod, Position, StepContext
+from expunge.methods import GradientMethod, Position, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
 from expunge.schema import Strict
@@ -42,6 +41,7 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
+from expunge.stream.step import earlier_steps
 from expunge.stream.summary import EvaluationCounts
 
 TIMED_STEPS = 3
@@ -103,11 +103,7 @@ class Silent(nn.Module):
         return (torch.zeros_like(latents) + self.nothing,)
 
 
-def estimate(
-    config: RunConfig,
-    requests: Sequence[Sequence[str]],
-    progress: Callable[[str, int, int], None] = lambda what, done, of: None,
-) -> Estimate:
+def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     """What serving `requests`, each one or more concepts, would cost in a run with this configuration.
 
     Raises:
@@ -118,7 +114,8 @@ def estimate(
     concepts = [tuple(forgettable(source, name) for name in names) for names in requests]
     folder = model_folder(config.model.source)
     check_config(config, folder)
-    check_judged(protocol, source, [c for request in concepts for c in request], folder)
+    known = [c for request in concepts for c in request]
+    check_judged(protocol, source, known, folder)
     backbone = backbones.load(folder).to(processes().device)
     if config.train.engine == "reference":
         reference.default_layout(backbone)
@@ -126,12 +123,10 @@ def estimate(
     with tempfile.TemporaryDirectory() as scratch:
         rehearsal = _Rehearsal(config, backbone, source, protocol, stored, Path(scratch))
         per_picture = rehearsal.seconds_per_picture()
-        known = [c for request in concepts for c in request]
         rows = protocol_rows(protocol, source, known)
         between = sum(row.level == "between" for row in rows)
         found = []
         for number, request in enumerate(concepts, 1):
-            progress("rehearse", number, len(concepts))
             pictures = len(rows) if number == len(concepts) else between
             found.append(rehearsal.request(request, pictures, per_picture))
         return Estimate(
@@ -153,7 +148,7 @@ class _Rehearsal:
     protocol: Protocol
     stored: Mapping[str, Tensor]
     scratch: Path
-    earlier: tuple[Earlier, ...] = ()
+    told: dict[int, tuple[Sequence[Concept], Mapping[str, Any]]] = field(default_factory=dict)
     call_seconds: dict[int, float] = field(default_factory=dict)
     step_seconds: dict[tuple[str, ...], float] = field(default_factory=dict)
 
@@ -182,10 +177,10 @@ class _Rehearsal:
             teacher=teacher,
             source=self.source,
             concepts=concepts,
-            earlier=self.earlier,
+            earlier=earlier_steps(config, self.told),
             held_out=self.protocol.held_out,
             replay=config.replay,
-            seed=seeds.derive(config.seed, "step", len(self.earlier) + 1),
+            seed=config.step_seed(len(self.told) + 1),
             batch_size=train.batch_size,
             memory=self.memory if self.method.teacher == "base" else None,
         )
@@ -200,9 +195,7 @@ class _Rehearsal:
             self.method.losses(batch, teacher, teacher, state)
         trained, backward = (counts.forward - prepared) * train.steps, counts.backward * train.steps
         seconds = (self._optimizer_step(state) + self._calls(drawn)) * train.steps
-        near = {concept: list(names) for concept, names in record.choices.get("neighbours", {}).items()}
-        choices = [Choice.read(choice) for choice in record.choices.get("mapping", [])]
-        self.earlier = (*self.earlier, Earlier(context.seed, concepts, near, choices))
+        self.told[len(self.told) + 1] = (concepts, record.choices)
         return RequestEstimate(
             concepts=tuple(c.name for c in concepts),
             evaluations=EvaluationCounts(forward=prepared + trained, backward=backward),

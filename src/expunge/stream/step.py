@@ -19,7 +19,6 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from expunge import seeds
 from expunge.backbones import Backbone, Evaluations
 from expunge.concepts import Concept, Request
 from expunge.engine import Kept, StepLog, train
@@ -298,10 +297,10 @@ def _prepare(
         teacher=teacher,
         source=shop.source,
         concepts=request.concepts,
-        earlier=_earlier_steps(shop, forgotten),
+        earlier=earlier_steps(config, _told(shop, forgotten)),
         held_out=shop.protocol.held_out,
         replay=config.replay,
-        seed=_seed(config, step.index),
+        seed=config.step_seed(step.index),
         batch_size=config.train.batch_size,
         folder=step.state,
         memory=shop.directory.memory if method.teacher == "base" else None,
@@ -352,22 +351,27 @@ def _check_room(shop: Workshop, step: StepDirectory) -> None:
     check_room(step.path, sum(w.nbytes for w in trained) + 2 * checkpoint - there)
 
 
-def _seed(config: RunConfig, index: int) -> int:
-    return seeds.derive(config.seed, "step", index)
+def earlier_steps(
+    config: RunConfig, told: Mapping[int, tuple[Sequence[Concept], Mapping[str, Any]]]
+) -> tuple[Earlier, ...]:
+    """What the steps that led here tell of themselves.
 
-
-def _earlier_steps(shop: Workshop, forgotten: Forgotten) -> tuple[Earlier, ...]:
-    """What the records of the steps that led here tell of them."""
-    kept = {i: read_json(path) for i in forgotten if (path := shop.directory.step(i).choices).exists()}
-    renewed = {concept: choices for record in kept.values() for concept, choices in record.get("renewed", {}).items()}
+    Args:
+        told: {step: its concepts and its choices, as `choices.json` holds them}, in order.
+    """
+    renewed = {name: choices for _, record in told.values() for name, choices in record.get("renewed", {}).items()}
     found = []
-    for index, concepts in forgotten.items():
-        record = kept.get(index, {})
+    for index, (concepts, record) in told.items():
         own = [c for c in record.get("mapping", []) if not c["id"].startswith(tuple(f"{name}/" for name in renewed))]
         own += [c for concept in concepts for c in renewed.get(concept.name, [])]
         near = {concept: list(names) for concept, names in record.get("neighbours", {}).items()}
-        found.append(Earlier(_seed(shop.config, index), tuple(concepts), near, [Choice.read(c) for c in own]))
+        found.append(Earlier(config.step_seed(index), tuple(concepts), near, [Choice.read(c) for c in own]))
     return tuple(found)
+
+
+def _told(shop: Workshop, forgotten: Forgotten) -> dict[int, tuple[Sequence[Concept], dict[str, Any]]]:
+    paths = {index: shop.directory.step(index).choices for index in forgotten}
+    return {i: (concepts, read_json(paths[i]) if paths[i].exists() else {}) for i, concepts in forgotten.items()}
 
 
 def _training(step: StepDirectory) -> Training:
