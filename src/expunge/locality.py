@@ -60,15 +60,22 @@ def score_distances(
     """Score distance of one source prompt to each of m candidates: `(m,)` float32 on the CPU."""
     prompts = Conditioning.cat([source, candidates])
     k, m = len(draws.t), len(prompts)
-    latents = draws.latents.repeat_interleave(m, 0)
-    t = draws.t.repeat_interleave(m, 0)
-    rows = torch.arange(m, device=draws.t.device).repeat(k)
+    rows = _rounded(k * m, batch_size).to(draws.t.device)
     parts = [
-        predict(latents[i : i + batch_size], t[i : i + batch_size], prompts[rows[i : i + batch_size]])
-        for i in range(0, k * m, batch_size)
+        predict(draws.latents[batch // m], draws.t[batch // m], prompts[batch % m]) for batch in rows.split(batch_size)
     ]
-    predictions = torch.cat(parts).view(k, m, *latents.shape[1:])
+    predictions = torch.cat(parts)[: k * m].view(k, m, *draws.latents.shape[1:])
     return (predictions[:, 1:] - predictions[:, :1]).square().mean(dim=(0, 2, 3, 4)).cpu()
+
+
+def _rounded(count: int, batch_size: int) -> Tensor:
+    """0 ... count - 1, the last repeated up to a multiple of 8 (of the batch size, where that is less).
+
+    oneDNN compiles kernels for every batch size it meets, and keeps them. Candidates get fewer with every request, so a
+    last batch as small as it could be would be of a new size each time, to be compiled and kept.
+    """
+    whole = min(8, batch_size)
+    return torch.arange(-(-count // whole) * whole).clamp(max=count - 1)
 
 
 def rank(
