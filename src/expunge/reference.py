@@ -3,7 +3,7 @@
 Same rows, losses and optimizer as the engine `fast`; what differs is what they cost. As the published code does,
 
     replay       every row's latent is sampled anew, by 20 DDIM steps, inside the loop
-    arithmetic   teacher and student in fp32, the denoiser in the default memory layout
+    arithmetic   teacher and student in fp32
     passes       student and teacher are evaluated for each loss apart
     prompts      encoded wherever they are used: five passes of the text encoder in a micro-batch of two losses
     scoring      one latent and one prompt at a time; the source prompt, like each candidate, once per draw
@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from expunge.backbones import Asked, Backbone, Conditioning, Predictor, Prompts
@@ -87,9 +86,3 @@ class Regularized(GradientMethod[Any, Any]):
 
     def losses(self, batch: Any, student: Predictor, teacher: Predictor, state: Any) -> Mapping[str, Tensor]:
         return {**self._method.losses(batch, student, teacher, state), "regularize": self._penalty()}
-
-
-def default_layout(backbone: Backbone) -> Backbone:
-    """`backbone` with its denoiser in the memory layout that Diffusers loads it in."""
-    backbone.denoiser.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    return backbone

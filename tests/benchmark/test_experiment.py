@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expunge import files
-from expunge.benchmark import Experiment, at_matched_forgetting, differences, last_steps
+from expunge import Run, files
+from expunge.benchmark import Experiment, at_matched_forgetting, base_model, differences, last_steps, serve_variant
 from expunge.benchmark.experiment import order
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
+from expunge.stream import verify
 from runs import FAST, PROTOCOL, expunge
 
 
@@ -125,13 +126,43 @@ def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
         f'schema = 1\nprotocol = "{PROTOCOL}"\nseeds = [0, 1]\n'
         f'[variants.full]\npreset = "lacu-iconworld"\nchanges = {{ {changes} }}\n'
         f'[variants.other]\npreset = "lacu-iconworld"\nchanges = {{ {changes} }}\n'
+        f'[variants.coarse]\npreset = "lacu-iconworld"\nchanges = {{ {changes.replace("fp32", "bf16")} }}\n'
     )
     expunge("bench", path, "--only", "full", "--seed", "0", "--work", tmp_path / "work")
     result = tmp_path / "small" / "full-0.json"
     assert [p.name for p in (tmp_path / "small").iterdir()] == [result.name]
     assert len(files.read_json(result)["steps"]) == 3
-    assert not list((tmp_path / "work" / "small").iterdir())
+    assert [p.name for p in (tmp_path / "work" / "small").iterdir()] == ["base"]
     before = result.stat().st_mtime_ns
     assert "full" in expunge("bench", path, "--only", "full", "--seed", "0", "--work", tmp_path / "work")
     assert result.stat().st_mtime_ns == before
     expunge("bench", path, "--only", "fulll", "--seed", "0", "--work", tmp_path / "work", code=2)
+
+    experiment = Experiment.read(path)
+    # What the base model painted for the first sequence serves the next one, unless that asks for other arithmetic.
+    for name, painted in (("other", False), ("coarse", True)):
+        phases: set[str] = set()
+        target = serve_variant(
+            experiment,
+            name,
+            1,
+            tmp_path / "small",
+            tmp_path / "work" / "small",
+            lambda p, seen=phases: seen.add(p.phase),
+        )
+        assert ("evaluate base" in phases) == painted
+        assert "evaluate" in phases
+        if not painted:
+            assert files.read_json(target)["base"] == files.read_json(result)["base"]
+
+    # A run keeps its word with pictures that it did not paint itself.
+    changes = experiment.variant("full").changes
+    run = Run.create(
+        tmp_path / "run",
+        requests=["panda"],
+        changes={**changes, "evaluate": {**changes["evaluate"], "protocol": str(PROTOCOL)}},
+    )
+    base_model.lend(run, tmp_path / "work" / "small" / "base")
+    assert run.directory.base_judgements.exists()
+    run.resume()
+    assert not verify(run.directory.path).problems

@@ -66,10 +66,12 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], SpeedR
 
 def test_a_pair_is_counted_as_the_published_table_predicts(measured: Callable[[int], SpeedResults]) -> None:
     ((reference, fast),) = measured(1).pairs
-    scored = (
-        fast.evaluations.forward - 2 * (2 + 2) - 2 * (2 + 2)
-    )  # bank: 4 latents x 2 solver steps; then 2 + 2 per step
-    assert reference.evaluations == EvaluationCounts(forward=scored + 2 * 44, backward=2 * 2)
+    # bank: 4 latents x 2 solver steps; then 2 + 2 per step; the rest is scoring
+    batched = fast.evaluations.forward - 2 * (2 + 2) - 2 * (2 + 2)
+    one_by_one = reference.evaluations.forward - 2 * 44
+    assert one_by_one > 0
+    assert batched == -(-one_by_one // 8) * 8  # batches are of sizes that oneDNN knows already
+    assert reference.evaluations.backward == 2 * 2
     assert fast.evaluations.backward == 2 * 2
     assert reference.seconds.evaluate == fast.seconds.evaluate == 0
     assert 0 < reference.seconds.choose < reference.seconds.total

@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from expunge.backbones import Backbone, Evaluations, load
+from expunge.backbones import Backbone, Evaluations
 from expunge.constraints import L2, Anchors, Constraint, L2Config
 from expunge.engine import StepLog, TrainConfig, train
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Position, StepContext
 from expunge.methods.resteering import State
-from expunge.reference import PREDICTORS, SETTINGS, EngineName, default_layout
+from expunge.reference import PREDICTORS, SETTINGS, EngineName
 from expunge.replay import ReplayConfig
 from expunge.trainable import LoraConfig, trainable
 from steps import SMALL, context, run_step
@@ -91,16 +91,6 @@ def test_an_interrupted_reference_step_ends_with_the_same_bits(
         step("broken", on_step=interrupt)
     resumed = step("broken")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-
-
-def test_the_denoiser_lies_as_diffusers_loads_it(sd_folder: Path) -> None:
-    backbone = load(sd_folder)
-    weight = backbone.denoiser.get_parameter("conv_in.weight")
-    values = weight.detach().clone()
-    assert not weight.is_contiguous()
-    weight = default_layout(backbone).denoiser.get_parameter("conv_in.weight")
-    assert weight.is_contiguous()
-    assert torch.equal(weight, values)
 
 
 @pytest.mark.parametrize("parameters", ["full", "lora"])

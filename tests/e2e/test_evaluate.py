@@ -178,9 +178,7 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
 
     painted: list[int] = []
     paint = audit.evaluate
-    monkeypatch.setattr(
-        audit, "evaluate", lambda b, d, rows, *rest: painted.append(len(rows)) or paint(b, d, rows, *rest)
-    )  # type: ignore[func-returns-value]
+    monkeypatch.setattr(audit, "evaluate", lambda b, rows, *rest: painted.append(len(rows)) or paint(b, rows, *rest))  # type: ignore[func-returns-value]
     options = {"base": "iconworld", "protocol": str(PROTOCOL)}
     Audit.create(out, model="iconworld", **options).evaluate()
     assert painted == []

@@ -237,7 +237,6 @@ class Audit:
             backbone.to(processes().device)
             table, images = evaluate(
                 backbone,
-                backbone.denoiser,
                 missing,
                 self.protocol.sampler,
                 find_judge(self.protocol.judge, JUDGES),

@@ -36,8 +36,7 @@ class StableDiffusion(Backbone):
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
-        # Convolutions are faster in this layout (a fifth on a CPU, more on tensor cores); values do not change.
-        self.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # The autoencoder is faster in this layout; the denoiser is not (docs/performance.md). Values do not change.
         pipeline.vae.to(memory_format=torch.channels_last)
         self._noising = DDPMScheduler.from_config(pipeline.scheduler.config)
 

@@ -27,6 +27,7 @@ from typing import Any, Literal, Self
 from pydantic import Field
 
 from expunge import files, iconworld, seeds
+from expunge.benchmark import base_model
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol
 from expunge.schema import Strict, read_toml
@@ -92,14 +93,20 @@ def serve_variant(
     """Serve the sequence with one variant and seed; its results file, `RESULTS/<variant>-<seed>.json`.
 
     Args:
-        work: folder of unfinished runs. One that is there already is gone on with; it is deleted once it has its results.
+        work: folder of unfinished runs. One that is there already is gone on with; it is deleted once it has its results,
+            but for its pictures of the base model, which later sequences take over.
     """
     target, folder = results / f"{name}-{seed}.json", work / f"{name}-{seed}"
     if target.exists():
         return target
     variant = experiment.variant(name)
-    run = Run(folder) if (folder / "run.toml").exists() else _create(experiment, variant, seed, folder)
+    if (folder / "run.toml").exists():
+        run = Run(folder)
+    else:
+        run = _create(experiment, variant, seed, folder)
+        base_model.lend(run, work / "base")
     run.resume(progress)
+    base_model.keep(run, work / "base")
     files.write_json(target, run.summary().model_dump(mode="json", by_alias=True))
     shutil.rmtree(folder)
     return target
@@ -116,7 +123,8 @@ def order(protocol: Protocol, seed: int) -> list[tuple[str, ...]]:
 def _create(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
     name = experiment.protocol
     protocol = Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
-    fixed: Mapping[str, Any] = {"seed": seed, "evaluate": {"protocol": name}, "gate": OPEN_GATE}
+    evaluate = {**variant.changes.get("evaluate", {}), "protocol": name}
+    fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
     return Run.create(
         folder, requests=order(protocol, seed), preset_name=variant.preset, changes={**variant.changes, **fixed}
     )

@@ -48,14 +48,16 @@ def paint(
 
 def evaluate(
     backbone: Backbone,
-    denoiser: nn.Module,
     rows: Sequence[Row],
     sampler: SamplerConfig,
     judge: Judge,
     progress: Callable[[int, int], None] = lambda done, of: None,
     precision: Precision = "fp32",
 ) -> tuple[pd.DataFrame, Images]:
-    """Judgements in the order of `rows`, and the pictures."""
+    """Judgements of the backbone's pictures in the order of `rows`, and the pictures."""
+    dtype = compute_dtype(precision)
+    # Autocast alone would convert the weights at every one of thousands of passes.
+    denoiser = backbone.denoiser if dtype == torch.float32 else backbone.copy_denoiser(dtype)
     table: dict[str, dict[str, object]] = {}
     images: Images = {}
     for batch in batches(rows, sampler.batch_size):

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge import backbones, reference, seeds
+from expunge import backbones, seeds
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept
 from expunge.engine import StepLog, train
@@ -117,8 +117,6 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     known = [c for request in concepts for c in request]
     check_judged(protocol, source, known, folder)
     backbone = backbones.load(folder).to(processes().device)
-    if config.train.engine == "reference":
-        reference.default_layout(backbone)
     stored = backbones.stored_denoiser(folder)
     with tempfile.TemporaryDirectory() as scratch:
         rehearsal = _Rehearsal(config, backbone, source, protocol, stored, Path(scratch))
@@ -247,9 +245,7 @@ class _Rehearsal:
         rows = protocol_rows(self.protocol, self.source, [])[: min(TIMED_PICTURES, self.protocol.sampler.batch_size)]
         judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
         precision = self.config.evaluate.precision
-        return _timed(
-            lambda: evaluate(self.backbone, self.backbone.denoiser, rows, sampler, judge, precision=precision), calls=1
-        ) / len(rows)
+        return _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1) / len(rows)
 
 
 def _timed(work: Callable[[], Any], calls: int = TIMED_CALLS) -> float:

@@ -12,7 +12,7 @@ from typing import Any, Self
 import pandas as pd
 from PIL import Image
 
-from expunge import backbones, reference
+from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
@@ -331,8 +331,6 @@ class Run:
     def _workshop(self, progress: ProgressCallback, team: Team, batch: int | None = None) -> Workshop:
         progress(Progress(0, "load", 0, 1))
         backbone = self._load()
-        if self.config.train.engine == "reference":
-            reference.default_layout(backbone)
         return Workshop(
             directory=self.directory,
             config=self.config.at_most(batch) if batch else self.config,

@@ -416,7 +416,6 @@ def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFram
     with at_once(shop.protocol.sampler.batch_size, "painting pictures"):
         return evaluate(
             shop.backbone,
-            shop.backbone.denoiser,
             rows,
             shop.protocol.sampler,
             shop.judge,

@@ -62,7 +62,7 @@ def rows(each: int) -> list[Row]:
 def painted(backbone: Backbone, judge: Judge, each: int) -> dict[str, Any]:
     """Shares of pictures whose thing, style and background the judge sees as asked, overall and one by one."""
     asked = rows(each)
-    table, _ = evaluate(backbone, backbone.denoiser, asked, SAMPLER, judge, _progress("paint"))
+    table, _ = evaluate(backbone, asked, SAMPLER, judge, _progress("paint"))
     for slot in ("thing", "style", "background"):
         table[slot] = [row.scene[slot] for row in asked]
         table[f"{slot}_right"] = table[f"seen_{slot}"] == table[slot]
@@ -85,7 +85,7 @@ def drawn_right(backbone: Backbone, judge: Judge, name: str) -> dict[str, Any]:
     protocol, words = iconworld.protocol(name), iconworld.vocabulary()
     asked = [n for request in protocol.requests for n in request]
     every = retention_rows(protocol, words) + [r for n in asked for r in forget_rows(protocol, words, words.concept(n))]
-    table, _ = evaluate(backbone, backbone.denoiser, every, protocol.sampler, judge, _progress(name))
+    table, _ = evaluate(backbone, every, protocol.sampler, judge, _progress(name))
     return _shares(table, "concept", "shown")
 
 
@@ -123,7 +123,7 @@ def fingerprints(folder: Path) -> dict[str, list[int]]:
 def grid(backbone: Backbone, things: Sequence[str], path: Path) -> None:
     """Sample pictures, one style a row and one thing a column, on backgrounds in turn."""
     chosen = sorted((r for r in rows(1) if r.concept in things), key=lambda r: draw.STYLE_NAMES.index(r.scene["style"]))
-    _, images = evaluate(backbone, backbone.denoiser, chosen, SAMPLER, iconworld.judge())
+    _, images = evaluate(backbone, chosen, SAMPLER, iconworld.judge())
     lines = [np.concatenate([images[r.id] for r in chosen if r.scene["style"] == s], 1) for s in draw.STYLE_NAMES]
     Image.fromarray(np.concatenate(lines)).save(path)
 

@@ -1,0 +1,149 @@
+"""What each lever is worth alone: one request with all of them, and the same request with one of them turned off (or on).
+
+    python benchmarks/speed/levers.py
+
+serves the first request of iconworld-dev-a with the preset lacu-iconworld, from choosing prompts to the saved weights, once
+for every lever and round, in an order that turns with every round. A lever's ratio is taken within a round: seconds of the
+request with the lever changed / as the preset is. Run it alone: it takes times (20 minutes on two CPU cores). It writes
+benchmarks/speed/results/levers.json after every request, and goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from expunge import Run, engine, iconworld, locality
+from expunge.backbones import Backbone, Conditioning, Predictor
+from expunge.benchmark.experiment import OPEN_GATE
+from expunge.benchmark.machine import Machine
+from expunge.files import read_json, write_json
+from expunge.locality import Draws
+from expunge.memory import peak_memory
+from expunge.reference import SeparatePasses
+
+PROTOCOL = "iconworld-dev-a"
+PRESET = "lacu-iconworld"
+
+
+@dataclass(frozen=True)
+class Lever:
+    """How the request differs from the preset: by settings, or by a piece of the engine that is put in another's place."""
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    piece: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+def one_at_a_time() -> AbstractContextManager[Any]:
+    """Score distances from one prediction at a time."""
+    batched = locality.score_distances
+
+    def single(predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, _: int) -> Tensor:
+        return batched(predict, source, candidates, draws, batch_size=1)
+
+    return patch.object(locality, "score_distances", single)
+
+
+@contextmanager
+def compiled(*kinds: str) -> Iterator[None]:
+    """The blocks of student and teacher that repeat, compiled."""
+    copied = Backbone.copy_denoiser
+
+    def compile_blocks(denoiser: torch.nn.Module) -> torch.nn.Module:
+        for module in denoiser.modules():
+            if type(module).__name__ in kinds:
+                module.compile()
+        return denoiser
+
+    def copy(backbone: Backbone, dtype: torch.dtype) -> torch.nn.Module:
+        found = compile_blocks(copied(backbone, dtype))
+        compile_blocks(backbone.denoiser)
+        return found
+
+    with patch.object(Backbone, "copy_denoiser", copy):
+        yield
+
+
+def channels_last() -> AbstractContextManager[Any]:
+    """The denoiser, and so its copies, in this memory layout."""
+    load = Run._load
+
+    def laid_out(run: Run) -> Backbone:
+        backbone = load(run)
+        backbone.denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return backbone
+
+    return patch.object(Run, "_load", laid_out)
+
+
+LEVERS = {
+    "as the preset is": Lever(),
+    "replay afresh for every row": Lever({"replay": {"source": "fresh"}}),
+    "20 DDIM steps for the bank": Lever({"replay": {"steps": 20, "solver": "published"}}),
+    "trajectories instead of a bank": Lever(
+        {"replay": {"source": "trajectory", "forget_latents": 1, "retain_latents": 1}}
+    ),
+    "fp32": Lever({"train": {"precision": "fp32"}}),
+    "a pass for each loss": Lever(piece=lambda: patch.object(Predictor, "each", SeparatePasses.each)),
+    "prompts encoded where they are used": Lever(
+        piece=lambda: patch.object(Predictor, "encode", SeparatePasses.encode)
+    ),
+    "scoring one at a time": Lever(piece=one_at_a_time),
+    "denoiser channels last": Lever(piece=channels_last),
+    "fused attention in training": Lever(
+        piece=lambda: patch.object(engine, "trained_attention", lambda *_: nullcontext())
+    ),
+    "fused optimizer": Lever(piece=lambda: patch.object(torch.optim, "AdamW", partial(torch.optim.AdamW, fused=True))),
+    "keys and values alone": Lever({"train": {"parameters": "cross-attention-kv"}}),
+    "blocks compiled": Lever(piece=lambda: compiled("BasicTransformerBlock", "ResnetBlock2D")),
+    "a stopping rule": Lever({"train": {"stop": {}}}),
+}
+
+
+def timed(lever: Lever) -> dict[str, Any]:
+    request = iconworld.protocol(PROTOCOL).requests[0]
+    changes = {**lever.changes, "evaluate": {"protocol": PROTOCOL}, "gate": OPEN_GATE}
+    with tempfile.TemporaryDirectory() as folder, lever.piece():
+        run = Run.create(Path(folder) / "run", requests=[request], preset_name=PRESET, changes=changes)
+        cost = run.train(run.requests[0], None)
+    return {
+        "seconds": cost.seconds.model_dump(),
+        "evaluations": cost.evaluations.model_dump(),
+        "held": sum(cost.held.values()),
+        "peak_memory": peak_memory(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", action="append", choices=list(LEVERS), help="beside the preset itself (repeatable)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levers.json")
+    arguments = parser.parse_args()
+    names = [n for n in LEVERS if not arguments.only or n in (*arguments.only, next(iter(LEVERS)))]
+    rows: list[dict[str, Any]] = read_json(arguments.out)["rows"] if arguments.out.exists() else []
+    done = {(row["round"], row["lever"]) for row in rows}
+    timed(LEVERS["as the preset is"])  # kernels are compiled for every size that they meet first
+    for number in range(arguments.rounds):
+        first = number * len(names) // arguments.rounds
+        for name in names[first:] + names[:first]:
+            if (number, name) in done:
+                continue
+            rows.append({"round": number, "lever": name, **timed(LEVERS[name])})
+            machine = Machine.here().model_dump()
+            write_json(arguments.out, {"schema": 1, "machine": machine, "preset": PRESET, "rows": rows})
+            print(number, name, {k: round(v, 2) for k, v in rows[-1]["seconds"].items()}, flush=True)
+
+
+if __name__ == "__main__":
+    main()
