@@ -107,7 +107,10 @@ def add_step(
         finished_at="2026-02-03T04:05:06+00:00",
     )
     write_json(step.record, record.model_dump(mode="json", by_alias=True))
-    directory.add_event(record.status, step=step.index, record=digest_file(step.record))
+    save_tensors(directory.memory / f"{request.id}.safetensors", {"x": torch.tensor([float(step.index)])})
+    directory.add_event(
+        record.status, step=step.index, record=digest_file(step.record), memory=directory.newly_remembered()
+    )
 
 
 def begin(

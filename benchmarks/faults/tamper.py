@@ -61,10 +61,12 @@ def audited(run: Path) -> list[Path]:
 
 
 def draw(rng: random.Random, files: Sequence[Path]) -> Path:
-    """A file; each kind of file (by name, all pictures as one) is as likely as any other, however many there are."""
+    """A file; each kind of file is as likely as any other, however many there are. A kind is a name; all pictures are one, and
+    so are the tensors and the digests in `memory`."""
     kinds: dict[str, list[Path]] = {}
     for path in files:
-        kinds.setdefault(path.suffix if path.suffix == ".png" else path.name, []).append(path)
+        several = path.suffix == ".png" or path.parent.name == "memory"
+        kinds.setdefault(path.suffix if several else path.name, []).append(path)
     return rng.choice(kinds[rng.choice(sorted(kinds))])
 
 
@@ -186,7 +188,7 @@ def state(run: Path) -> dict[str, bytes]:
 
 
 def last_event_cut_off(run: Path, copy: Path) -> None:
-    """The one damage that a run alone cannot show: its last event, which is the export, is gone."""
+    """Its last event, which is the export, is gone."""
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(run, copy, copy_function=os.link)
     events = copy / "events.jsonl"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -105,8 +107,8 @@ def sweep(folder: Path) -> None:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """Yield a new folder beside `folder`; when the block ends well, flush it to disk and put it in the place of `folder`.
 
-    A process that is killed leaves the old folder or the new one whole: in its place, or between the two renames as
-    `.NAME.old`, which the next call puts back first.
+    On Linux the two change places in one step, so that there is always a whole folder in the place. Elsewhere a process that
+    is killed between two renames leaves the old one as `.NAME.old`, which the next call puts back first.
 
     Raises:
         ExpungeError: as `writing` does.
@@ -122,13 +124,22 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
         try:
             yield new
             _sync_all(new)
-            if folder.exists():
+            if not folder.exists():
+                new.rename(folder)
+            elif not _exchange(new, folder):
                 folder.rename(old)
-            new.rename(folder)
+                new.rename(folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
         _sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change places in one step; False where the system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2 is not None and renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
 
 
 def write_bytes(path: Path, data: bytes) -> None:

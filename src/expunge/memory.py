@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import resource
 import sys
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,22 +20,64 @@ from expunge.errors import OutOfMemory
 
 
 @contextmanager
-def at_once(rows: int, work: str) -> Iterator[None]:
+def at_once(rows: int, work: str, sample: Callable[[int], object]) -> Iterator[None]:
     """Do `work` on `rows` rows at once; where memory runs out, say so, and with how many rows to go on.
 
+    Args:
+        sample: does a piece of the work that takes as much memory, on as many rows as it is told. It is tried with half of the
+            rows, and half of that, until it fits.
+
     Raises:
-        OutOfMemory: when it does.
+        OutOfMemory: when memory runs out.
     """
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _ran_out(error):
             raise
-        if rows == 1:
-            way = "One row at once is the least. `expunge resume RUN` goes on where there is more memory."
+        traceback.clear_frames(error.__traceback__)  # they hold the tensors that did fit
+        fewer = next((n for n in _halves(rows) if _fits(partial(sample, n))), None)
+        if fewer is None:
+            way = "Fewer do not fit either. `expunge resume RUN` goes on where there is more memory."
         else:
-            way = f"`expunge resume RUN --batch {rows // 2}` goes on with half of that, to the same result up to rounding."
+            way = f"{fewer} fit: `expunge resume RUN --batch {fewer}` goes on, to the same result up to rounding."
         raise OutOfMemory(f"Memory ran out in {work}, with {rows} at once. Nothing is lost. {way}") from error
+
+
+@contextmanager
+def whole(work: str) -> Iterator[None]:
+    """Do `work` that cannot be cut into parts.
+
+    Raises:
+        OutOfMemory: when memory runs out.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        raise OutOfMemory(
+            f"Memory ran out in {work}. Nothing is lost. `expunge resume RUN` goes on where there is more memory."
+        ) from error
+
+
+def _halves(rows: int) -> Iterator[int]:
+    while rows > 1:
+        rows //= 2
+        yield rows
+
+
+def _fits(work: Callable[[], object]) -> bool:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    try:
+        work()
+    except (MemoryError, RuntimeError) as error:
+        if not _ran_out(error):
+            raise
+        traceback.clear_frames(error.__traceback__)
+        return False
+    return True
 
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:

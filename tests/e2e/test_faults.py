@@ -8,11 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import pytest
@@ -256,6 +258,7 @@ def test_a_clock_that_goes_backwards_changes_no_order_and_no_duration(
 
     for module in (directory, step, stream):
         monkeypatch.setattr(module, "now", backwards)
+    monkeypatch.setattr(time, "time", lambda: 2e9 - 3600 * next(hours))  # the clock of the day, for whoever asks it
     run = tmp_path / "run"
     expunge("run", run, "panda", *FAST)
     events = RunDirectory(run).events()
@@ -352,6 +355,43 @@ def test_what_the_base_model_painted_is_painted_anew_where_it_is_damaged(
     expunge("resume", run)
     assert same_weights(run, finished_run)
     assert state(run / "memory") == whole
+
+
+def test_what_was_painted_and_edited_with_its_digest_is_told_and_painted_anew(waiting: Path) -> None:
+    whole = state(waiting / "memory")
+    path = min((waiting / "memory").glob("*.safetensors"))
+    alter(path)
+    path.with_suffix(".digest").write_text(digest_file(path))
+    assert f"memory/{path.name} was edited" in expunge("verify", waiting, code=1)
+    expunge("resume", waiting)
+    assert {n: d for n, d in state(waiting / "memory").items() if n in whole} == whole
+    assert verify(waiting).problems == ()
+
+
+@pytest.mark.parametrize("name", ["events.jsonl", "requests.jsonl"])
+@pytest.mark.parametrize("line", [b"{}", b"nonsense", b"\xff\xfe"])
+def test_a_line_that_cannot_be_read_is_told(waiting: Path, name: str, line: bytes) -> None:
+    lines = (waiting / name).read_bytes().splitlines()
+    (waiting / name).write_bytes(b"\n".join([lines[0], line, *lines[2:], b""]))
+    before = state(waiting)
+    for command in (("status",), ("resume",), ("request", "owl")):
+        said = expunge(command[0], waiting, *command[1:], code=2)
+        assert f"{waiting / name} was damaged or edited" in said
+        assert "Restore the file from a copy" in said
+    assert state(waiting) == before
+
+
+def test_the_results_files_of_kills_and_growth_say_what_the_docs_say() -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "faults" / "results"
+    kills = json.loads((results / "sigkill.json").read_text())
+    assert kills["kills"] == kills["identical"] == len(kills["where"]) == 50
+    requests = json.loads((results / "growth.json").read_text())["requests"]
+    assert [r["request"] for r in requests] == list(range(1, 51))
+    early, late = requests[10:20], requests[-10:]
+    for phase in ("choose", "train"):
+        assert median(r["seconds"][phase] for r in late) < 1.25 * median(r["seconds"][phase] for r in early)
+    assert median(r["resident"] for r in late) < 1.05 * median(r["resident"] for r in early)
+    assert max(r["weights"] for r in requests) == requests[-1]["weights"]
 
 
 def test_a_truncated_base_model_is_told_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -66,7 +66,10 @@ def test_two_processes_do_what_one_does_with_their_batches_joined(together: Path
     assert not verify(together).problems
 
 
-def test_a_process_that_is_killed_ends_the_launch_and_the_run_goes_on(together: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_launch_and_the_run_goes_on(
+    together: Path, tmp_path: Path, rank: int
+) -> None:
     run = tmp_path / "run"
     process = subprocess.Popen(
         launch("run", run, "panda", "mosaic", *FAST), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -76,7 +79,7 @@ def test_a_process_that_is_killed_ends_the_launch_and_the_run_goes_on(together: 
         assert process.poll() is None, "the launch ended before the moment came"
         assert time.monotonic() < deadline, "the moment never came"
         time.sleep(0.005)
-    os.kill(second_of(process.pid), signal.SIGKILL)
+    os.kill(process_of(rank, process.pid), signal.SIGKILL)
     _, errors = process.communicate(timeout=120)
     assert process.returncode != 0
     assert "SIGKILL" in errors
@@ -88,14 +91,14 @@ def test_a_process_that_is_killed_ends_the_launch_and_the_run_goes_on(together: 
     assert read_json(run / "summary.json")["concepts"] == ["panda", "mosaic"]
 
 
-def second_of(launcher: int) -> int:
-    """The process of rank 1 among those that a launcher started."""
+def process_of(rank: int, launcher: int) -> int:
+    """The process of a rank among those that a launcher started."""
     for path in Path("/proc").glob("[0-9]*/environ"):
         try:
             variables = path.read_bytes().split(b"\0")
             parent = int(path.with_name("stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        if parent == launcher and b"RANK=1" in variables:
+        if parent == launcher and b"RANK=%d" % rank in variables:
             return int(path.parent.name)
-    raise AssertionError("the launch has no second process")
+    raise AssertionError("the launch has no such process")

@@ -52,7 +52,9 @@ def test_the_last_weights_stay_and_the_run_is_still_sound(run: Run) -> None:
 def test_weights_that_nobody_pruned_are_missed(run: Run) -> None:
     prune(run.directory, 2)
     run.directory.step(3).weights.unlink()
-    assert verify(run.directory.path).problems == ("steps/0003/weights.safetensors is missing.",)
+    assert verify(run.directory.path).problems == (
+        "steps/0003/weights.safetensors is missing. Restore it from a copy of the run.",
+    )
 
 
 def test_what_needs_pruned_weights_is_refused_and_the_rest_is_not(run: Run) -> None:

@@ -63,7 +63,11 @@ def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
 
 
 def test_an_accepted_attempt_needs_no_second_one(finished_run: Path) -> None:
-    assert [len(r.attempts) for r in Run(finished_run).records] == [1, 1]
+    first, second = Run(finished_run).records
+    assert [len(r.attempts) for r in (first, second)] == [1, 1]
+    others = [("context drop", None), ("ira drop", None), ("cra drop", None), ("collapsed", None)]
+    assert [(c.name, c.concept) for c in first.gate] == [("ua", "panda"), *others]
+    assert [(c.name, c.concept) for c in second.gate] == [("ua", "panda"), ("ua", "mosaic"), *others]
     assert verify(finished_run).problems == ()
 
 
@@ -109,6 +113,7 @@ def test_the_card_of_an_export_holds_the_head_and_what_was_measured(finished_run
     card = (run.export(tmp_path / "clean") / "README.md").read_text()
     assert run.directory.head in card
     assert run.config.model.digest in card
+    assert "- Method: lacu, strength 1 in the last step" in card
     assert "Requests served: 2" in card
     assert "request 0002: mosaic" in card
     metrics = run.records[-1].metrics

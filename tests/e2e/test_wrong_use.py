@@ -111,6 +111,7 @@ CASES = {
     "empty concept": Case(("request", "{}/run", ""), "a concept needs a name"),
     "duplicate request": making("fox", "fox", says="'fox' is requested twice"),
     "duplicate request by an alias": making("rabbit", "bunny", says="'rabbit' is requested twice"),
+    "duplicate in a request": Case(("request", "{}/run", "owl", "owl"), "'owl' is requested twice"),
     "a concept that waits already": Case(("request", "{}/run", "neon"), "'neon' is already requested (request 0002)"),
     "a concept already forgotten": Case(("request", "{}/run", "fox"), "'fox' is already forgotten (request 0001)"),
     # names

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from expunge import files
 from expunge.errors import ExpungeError
 from expunge.files import (
     append_line,
@@ -53,7 +54,10 @@ def test_a_folder_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", range(7))
-def test_a_process_that_dies_leaves_the_old_folder_or_the_new_one_whole(tmp_path: Path, moment: int) -> None:
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_process_that_dies_leaves_the_old_folder_or_the_new_one_whole(
+    tmp_path: Path, moment: int, exchanges: bool
+) -> None:
     """Killed before each rename or removal in turn; after the last of them all is done."""
     folder = tmp_path / "folder"
     write_folder(folder, "old")
@@ -64,12 +68,15 @@ def test_a_process_that_dies_leaves_the_old_folder_or_the_new_one_whole(tmp_path
             return lambda *a, **k: os._exit(9) if next(calls) == moment else call(*a, **k)
 
         os.rename, shutil.rmtree = dying(os.rename), dying(shutil.rmtree)  # type: ignore[assignment]
+        files._exchange = dying(files._exchange) if exchanges else lambda *_: False  # type: ignore[assignment]
         try:
             write_folder(folder, "new")
         finally:
             os._exit(0)
     _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == (9 if moment < 6 else 0)
+    calls_in_all = 5 if exchanges else 6
+    assert os.waitstatus_to_exitcode(status) == (9 if moment < calls_in_all else 0)
+    assert folder.exists() or not exchanges
     left = folder if folder.exists() else tmp_path / ".folder.old"
     assert {(left / name).read_text() for name in "ab"} in ({"old"}, {"new"})
     write_folder(folder, "newer")

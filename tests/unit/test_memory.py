@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from expunge.errors import OutOfMemory
-from expunge.memory import at_once, held_bytes, peak_memory
+from expunge.memory import at_once, held_bytes, peak_memory, whole
 
 
 @dataclass
@@ -53,16 +54,56 @@ def _in_python() -> None:
 
 
 @pytest.mark.parametrize("allocate", [_on_the_cpu, _on_a_gpu, _in_python])
-@pytest.mark.parametrize(("rows", "way"), [(9, "--batch 4"), (2, "--batch 1"), (1, "where there is more memory")])
-def test_memory_that_runs_out_is_said_with_a_smaller_batch(allocate: Any, rows: int, way: str) -> None:
+@pytest.mark.parametrize(
+    ("rows", "room", "way"),
+    [
+        (9, 8, "4 fit: `expunge resume RUN --batch 4`"),
+        (9, 2, "2 fit: `expunge resume RUN --batch 2`"),
+        (9, 0, "Fewer do not fit either"),
+        (2, 1, "--batch 1"),
+        (1, 0, "where there is more memory"),
+    ],
+)
+def test_memory_that_runs_out_is_said_with_the_batch_that_fits(allocate: Any, rows: int, room: int, way: str) -> None:
+    def work(n: int) -> None:
+        if n > room:
+            allocate()
+
     with (
         pytest.raises(OutOfMemory, match=f"in training, with {rows} at once.*{way}") as raised,
-        at_once(rows, "training"),
+        at_once(rows, "training", work),
     ):
-        allocate()
+        work(rows)
     assert raised.value.exit_code == 3
 
 
-def test_what_is_no_lack_of_memory_stays_what_it_is() -> None:
-    with pytest.raises(RuntimeError, match="shapes"), at_once(2, "training"):
+def test_what_could_be_tried_has_the_memory_that_the_failed_work_held() -> None:
+    held: list[weakref.ref[Any]] = []
+
+    def hold() -> None:
+        block = torch.zeros(10)
+        held.append(weakref.ref(block))
+        _on_the_cpu()
+        del block
+
+    with pytest.raises(OutOfMemory, match="1 fit"), at_once(2, "training", lambda n: _absent(held)):
+        hold()
+
+
+def _absent(held: list[weakref.ref[Any]]) -> None:
+    assert [ref() for ref in held] == [None]
+
+
+def test_work_that_cannot_be_cut_names_no_batch() -> None:
+    with (
+        pytest.raises(OutOfMemory, match=r"in loading the model\. Nothing is lost.*more memory") as raised,
+        whole("loading the model"),
+    ):
+        _on_a_gpu()
+    assert raised.value.exit_code == 3
+
+
+@pytest.mark.parametrize("context", [lambda: at_once(2, "training", lambda n: None), lambda: whole("loading")])
+def test_what_is_no_lack_of_memory_stays_what_it_is(context: Any) -> None:
+    with pytest.raises(RuntimeError, match="shapes"), context():
         raise RuntimeError("shapes do not fit")

@@ -15,6 +15,17 @@ from expunge.files import canonical_json, digest_bytes
 Event = dict[str, Any]
 
 
+def event(line: str) -> Event:
+    """
+    Raises:
+        ValueError: when `line` is no event.
+    """
+    found = json.loads(line)
+    if not isinstance(found, dict) or "event" not in found:
+        raise ValueError("no event")
+    return found
+
+
 def link(lines: Sequence[str], event: Mapping[str, Any]) -> str:
     """The line that adds `event` to the chain `lines`."""
     body = {**event, "previous": head(lines)}

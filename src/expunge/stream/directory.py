@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -10,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -34,6 +33,8 @@ from expunge.files import (
 from expunge.schema import parse_toml, read_text
 from expunge.stream import chain
 from expunge.stream.config import RunConfig
+
+_T = TypeVar("_T")
 
 
 def now() -> str:
@@ -84,6 +85,8 @@ class RunDirectory:
         self.memory = path / "memory"
         """What M(0) painted for one step and will be asked by later ones; what is missing is painted anew."""
         self.event_lines = path / "events.jsonl"
+        self.last_event = path / "events.head"
+        """The digest of the last event, so that one that is cut off is missed."""
         self.request_lines = path / "requests.jsonl"
         self._append_lock = FileLock(path / "append.lock")
 
@@ -127,7 +130,11 @@ class RunDirectory:
         return _held(self._append_lock)
 
     def requests(self) -> list[Request]:
-        return [Request.model_validate_json(line) for line in read_lines(self.request_lines)]
+        """
+        Raises:
+            ExpungeError: when a line was damaged.
+        """
+        return _parsed(self.request_lines, Request.model_validate_json)
 
     def add_request(self, request: Request) -> None:
         line = request.model_dump_json()
@@ -136,13 +143,36 @@ class RunDirectory:
             append_line(self.request_lines, line)
 
     def events(self) -> list[chain.Event]:
-        return [json.loads(line) for line in read_lines(self.event_lines)]
+        """
+        Raises:
+            ExpungeError: when a line was damaged.
+        """
+        return _parsed(self.event_lines, chain.event)
 
     def add_event(self, event: str, **details: Any) -> None:
         """Append a state change to the chain."""
         with self.appending():
             line = chain.link(read_lines(self.event_lines), {"at": now(), "event": event, **details})
             append_line(self.event_lines, line)
+            write_text(self.last_event, f"{chain.head([line])}\n")
+
+    # -- what M(0) painted for later steps --------------------------------------------------------------------------
+
+    def remembered(self) -> dict[str, str]:
+        """{file in `memory`: its digest}, as the events say."""
+        return {name: digest for event in self.events() for name, digest in event.get("memory", {}).items()}
+
+    def newly_remembered(self) -> dict[str, str]:
+        """The same of the files that no event speaks of yet."""
+        known = self.remembered()
+        found = {p.name: digest_file(p) for p in sorted(self.memory.glob("[!.]*"))}
+        return {name: digest for name, digest in found.items() if known.get(name) != digest}
+
+    def forget_damaged(self) -> None:
+        """Delete what is in `memory` and is not what the events say: it will be painted anew."""
+        for name, digest in self.remembered().items():
+            if (path := self.memory / name).exists() and digest_file(path) != digest:
+                path.unlink()
 
     # -- what must hold before anything is written -----------------------------------------------------------------
 
@@ -211,6 +241,18 @@ def _held(lock: BaseFileLock) -> Iterator[None]:
         taken = lock.acquire()
     with taken:
         yield
+
+
+def _parsed(path: Path, parse: Callable[[str], _T]) -> list[_T]:
+    found: list[_T] = []
+    try:
+        found.extend(parse(line) for line in read_lines(path))
+    except ValueError as error:
+        where = "A line" if isinstance(error, UnicodeDecodeError) else f"Line {len(found) + 1}"
+        raise ExpungeError(
+            f"{where} of {path} was damaged or edited, and cannot be read. Restore the file from a copy of the run."
+        ) from error
+    return found
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
 from expunge.files import digest_file, load_tensors, read_json, replacing_folder, write_json, write_text
 from expunge.hardware import processes
+from expunge.memory import whole
 from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
 from expunge.schema import validated
@@ -136,7 +137,10 @@ class Run:
         if not names:
             raise ExpungeError("A request names at least one concept.")
         self.directory.check()
-        concepts = tuple(dict.fromkeys(forgettable(self.source, name) for name in names))
+        concepts = tuple(forgettable(self.source, name) for name in names)
+        asked = [c.name for c in concepts]
+        if twice := sorted({name for name in asked if asked.count(name) > 1}):
+            raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
         check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
@@ -202,6 +206,7 @@ class Run:
             self.directory.sweep()
             check_measured(self.directory)
             check_model(self.directory)
+            self.directory.forget_damaged()
             self._write_summary()  # a process that was killed may have left it a step behind
             if batch and self.open_requests:
                 self.directory.add_event("resumed", batch=batch)
@@ -292,7 +297,7 @@ class Run:
             if step and self.history.status.get(step) != "accepted":
                 raise ExpungeError(f"{self._called(step)}, not accepted: its model cannot be made current.")
             check_kept(self.directory, step)
-            self.directory.add_event("rolled back", to=step, by=by, reason=reason)
+            self._decided("rolled back", to=step, by=by, reason=reason)
             self._write_summary()
 
     def withdraw(self, step: int, *, by: str, reason: str = "") -> None:
@@ -306,8 +311,13 @@ class Run:
                 raise ExpungeError(f"{self._called(step)}: there is nothing to withdraw.")
             if step in (accepted := self.history.accepted):
                 check_kept(self.directory, max((i for i in accepted if i < step), default=0))
-            self.directory.add_event("withdrawn", step=step, by=by, reason=reason)
+            self._decided("withdrawn", step=step, by=by, reason=reason)
             self._write_summary()
+
+    def _decided(self, event: str, **details: Any) -> None:
+        """A decision that may end work in the middle, of which what it painted stays."""
+        painted = self.directory.newly_remembered()
+        self.directory.add_event(event, **details, **({"memory": painted} if painted else {}))
 
     @contextmanager
     def _deciding(self) -> Iterator[None]:
@@ -447,7 +457,8 @@ class Run:
 
     def _load(self) -> Backbone:
         self._check_model()
-        return backbones.load(self._folder).to(processes().device)
+        with whole("loading the model"):
+            return backbones.load(self._folder).to(processes().device)
 
     def _check_model(self) -> None:
         digest = backbones.model_digest(self._folder)

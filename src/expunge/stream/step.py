@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,15 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from expunge.backbones import Backbone, Evaluations
+from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept, Request
 from expunge.engine import Kept, StepLog, train
 from expunge.errors import ExpungeError
-from expunge.evaluation import Images, Judge, Protocol, Row, evaluate, metrics, protocol_rows
+from expunge.evaluation import Images, Judge, Protocol, Row, SamplerConfig, evaluate, metrics, protocol_rows
 from expunge.files import check_room, digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import compute_dtype
 from expunge.locality import Choice
-from expunge.memory import at_once, held_bytes, peak_memory
+from expunge.memory import at_once, held_bytes, peak_memory, whole
 from expunge.methods import Earlier, GradientMethod, Record, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
@@ -163,6 +163,8 @@ def serve(
     path = step.record if stronger is None else step.attempt
     write_json(path, record.model_dump(mode="json", by_alias=True))
     details = {"step": step.index, "record": digest_file(path), "prompts": shop.source.digest}
+    if painted := shop.directory.newly_remembered():
+        details["memory"] = painted
     if stronger is None:
         shop.directory.add_event(record.status, **details)
     else:
@@ -289,7 +291,8 @@ def _prepare(
     method = config.build_method()
     shop.put(None if method.teacher == "base" else previous)
     predictor = PREDICTORS[config.train.engine]
-    teacher = predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
+    with whole("copying the teacher"):
+        teacher = predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
     if method.teacher == "base":
         shop.put(previous)
     context = StepContext(
@@ -307,7 +310,8 @@ def _prepare(
         progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
     )
     shop.progress(Progress(step.index, "choose", 0, 1))
-    with shop.team.in_turn(), at_once(config.replay.batch_size, "choosing prompts and replaying latents"):
+    rows, work = config.replay.batch_size, "choosing prompts and replaying latents"
+    with shop.team.in_turn(), at_once(rows, work, lambda n: _predict(teacher, n)):
         state, record = method.prepare(context)
     return _Lesson(shop, step, context, method, state, record, counts)
 
@@ -320,7 +324,7 @@ def _learn(lesson: _Lesson) -> Kept:
         shop.progress(Progress(step.index, "train", entry.step, shop.config.train.steps, entry.losses))
 
     before = Evaluations(counts.forward, counts.backward)
-    with shop.team.together(), at_once(shop.config.train.batch_size, "training"):
+    with shop.team.together(), at_once(shop.config.train.batch_size, "training", lambda n: _pass(lesson, n)):
         kept = train(
             shop.backbone,
             lesson.context.teacher,
@@ -339,6 +343,32 @@ def _learn(lesson: _Lesson) -> Kept:
     counts.forward += others * (counts.forward - before.forward)
     counts.backward += others * (counts.backward - before.backward)
     return kept
+
+
+def _predict(predictor: Predictor, rows: int) -> Tensor:
+    """A prediction for the empty prompt, on latents that are as large as any."""
+    backbone = predictor.backbone
+    first = torch.zeros(rows, dtype=torch.long)
+    latents = torch.zeros(rows, *backbone.latent_shape, device=backbone.device)
+    t = backbone.network_time(first).to(backbone.device)
+    return backbone.predict(predictor.denoiser, latents, t, backbone.encode([""])[first])
+
+
+def _pass(lesson: _Lesson, rows: int) -> None:
+    """A pass of training, forth and back, with rows of every loss."""
+    train, backbone = lesson.shop.config.train, lesson.shop.backbone
+    weights = [backbone.denoiser.get_parameter(name) for name in backbone.parameters_of(train.parameters)]
+    dtype = compute_dtype(train.precision)
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
+            student = replace(lesson.context.teacher, denoiser=backbone.denoiser)
+            loss = _predict(student, rows * len(lesson.method.weights)).square().mean()
+        loss.backward()
+    finally:
+        for weight in weights:
+            weight.requires_grad_(False).grad = None
 
 
 def _check_room(shop: Workshop, step: StepDirectory) -> None:
@@ -413,15 +443,16 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
 
 def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
     phase = "evaluate" if index else "evaluate base"
-    with at_once(shop.protocol.sampler.batch_size, "painting pictures"):
-        return evaluate(
-            shop.backbone,
-            rows,
-            shop.protocol.sampler,
-            shop.judge,
-            lambda done, of: shop.progress(Progress(index, phase, done, of)),
-            shop.config.evaluate.precision,
-        )
+
+    def judged(
+        some: Sequence[Row], sampler: SamplerConfig, progress: Callable[[int, int], None] = lambda done, of: None
+    ) -> tuple[pd.DataFrame, Images]:
+        return evaluate(shop.backbone, some, sampler, shop.judge, progress, shop.config.evaluate.precision)
+
+    sampler = shop.protocol.sampler
+    short = sampler.model_copy(update={"steps": 1})
+    with at_once(sampler.batch_size, "painting pictures", lambda n: judged(rows[:n], short)):
+        return judged(rows, sampler, lambda done, of: shop.progress(Progress(index, phase, done, of)))
 
 
 # -- time and counts that outlive the process ---------------------------------------------------------------------------------

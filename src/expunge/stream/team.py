@@ -7,7 +7,7 @@ told which step is next.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from accelerate.utils import broadcast_object_list
 from torch.distributed import DistError
@@ -38,9 +38,15 @@ class Team:
         while (step := self._share(None)) is not None:
             yield step
 
-    def in_turn(self) -> AbstractContextManager[None]:
-        """The first process runs the block before the others do."""
-        return self._processes.main_process_first()
+    @contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """The first process runs the block before the others do.
+
+        Raises:
+            Interrupted: when one of the others has ended.
+        """
+        with self.together(), self._processes.main_process_first():
+            yield
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -61,5 +67,6 @@ class Team:
 
     def _share(self, step: int | None) -> int | None:
         said = [step]
-        broadcast_object_list(said)
+        with self.together():
+            broadcast_object_list(said)
         return said[0]

@@ -54,6 +54,7 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
     lines = read_lines(directory.event_lines)
     found = _Verification(directory, [json.loads(line) for line in lines])
     problems = list(found.problems())
+    problems += _last_event(directory, lines)
     if head is not None and head not in {digest_bytes(line.encode()) for line in lines}:
         problems.append(f"The chain does not go through {head}: events were cut off its end, or it was written anew.")
     accepted = found.history.accepted
@@ -64,6 +65,23 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
         events=len(lines),
         weights=found.records[accepted[-1]].files["weights.safetensors"] if accepted and not problems else None,
     )
+
+
+_COPY = "Restore it from a copy of the run."
+
+
+def _changed(was: object, found: str) -> str:
+    return f"its digest was {was} and is {found}. {_COPY}"
+
+
+def _last_event(directory: RunDirectory, lines: Sequence[str]) -> Iterator[str]:
+    """Whether the chain ends with the event that was added last; a killed process may have added one more."""
+    path = directory.last_event
+    if not path.exists():
+        if len(lines) > 1:
+            yield f"{path.name} is missing. {_COPY}"
+    elif path.read_text(errors="replace") not in [f"{digest_bytes(line.encode())}\n" for line in lines[-2:]]:
+        yield f"events.jsonl does not end with the event that {path.name} says: events were cut off its end. {_COPY}"
 
 
 class _Verification:
@@ -77,7 +95,15 @@ class _Verification:
 
     def problems(self) -> Iterator[str]:
         """Each part builds on those before it, so the first part with a problem is the last one looked at."""
-        for part in (self._configuration, self._requests, self._base, self._steps, self._models, self._summary):
+        for part in (
+            self._configuration,
+            self._requests,
+            self._base,
+            self._steps,
+            self._memory,
+            self._models,
+            self._summary,
+        ):
             found = list(part())
             yield from found
             if found:
@@ -91,9 +117,9 @@ class _Verification:
         if first["event"] != "created" or len(self._said("created")) > 1:
             yield "events.jsonl does not begin with the one event that made the run."
         elif not self.directory.config.exists():
-            yield "run.toml is missing. Restore it from a copy of the run."
-        elif digest_file(self.directory.config) != first.get("config"):
-            yield "run.toml is not the file that the run was made with: it was edited."
+            yield f"run.toml is missing. {_COPY}"
+        elif (found := digest_file(self.directory.config)) != first.get("config"):
+            yield f"run.toml is not the file that the run was made with: {_changed(first.get('config'), found)}"
 
     def _requests(self) -> Iterator[str]:
         path = self.directory.request_lines
@@ -107,10 +133,12 @@ class _Verification:
         if digests == expected or (self.events[-1]["event"] == "requested" and digests == expected[:-1]):
             return
         if len(digests) != len(expected):
-            yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(expected)} requests."
+            yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(expected)} requests. {_COPY}"
         for number, (digest, (request, line)) in enumerate(zip(digests, said.items(), strict=False), 1):
             if digest != line:
-                yield f"Line {number} of requests.jsonl is not request {request} as it came in."
+                yield (
+                    f"Line {number} of requests.jsonl is not request {request} as it came in: {_changed(line, digest)}"
+                )
 
     def _base(self) -> Iterator[str]:
         path = self.directory.base_judgements
@@ -124,14 +152,15 @@ class _Verification:
             return
         if not path.exists():
             if len(said) > 1 or said[-1] is not self.events[-1]:
-                yield "base/judgements.parquet is missing."
+                yield f"base/judgements.parquet is missing. {_COPY}"
             return
         digest = digest_file(path)
         event = next((e for e in allowed if e["judgements"] == digest), None)
         if event is None:
-            yield "base/judgements.parquet is not what was measured of the base model: it was edited."
+            was = allowed[-1]["judgements"]
+            yield f"base/judgements.parquet is not what was measured of the base model: {_changed(was, digest)}"
         elif digest_images(self.directory.base_images, pd.read_parquet(path)) != event["images"]:
-            yield "base/images: a picture of the base model was edited or deleted."
+            yield f"base/images: a picture of the base model was edited or deleted. {_COPY}"
 
     def _steps(self) -> Iterator[str]:
         folders = [StepDirectory(p) for p in sorted((self.directory.path / "steps").glob("*"))]
@@ -148,7 +177,7 @@ class _Verification:
             if place is None:
                 yield (
                     f"Step {event['step']}: the record that was {event['event']} at {event['at']} is in none of its "
-                    "folders: it was edited or deleted."
+                    f"folders: it was edited or deleted. Its digest was {event['record']}. {_COPY}"
                 )
                 continue
             step, path = place
@@ -174,12 +203,12 @@ class _Verification:
             if not (step.path / name).exists():
                 if name == step.weights.name and digest in pruned:
                     continue
-                yield f"{where}/{name} is missing."
-            elif digest_file(step.path / name) != digest:
-                yield f"{where}/{name} is not what the step left: it was edited."
+                yield f"{where}/{name} is missing. {_COPY}"
+            elif (found := digest_file(step.path / name)) != digest:
+                yield f"{where}/{name} is not what the step left: {_changed(digest, found)}"
         judged = step.judgements.exists() and digest_file(step.judgements) == record.files[step.judgements.name]
         if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.pictures:
-            yield f"{where}/images: a picture was edited or deleted."
+            yield f"{where}/images: a picture was edited or deleted. {_COPY}"
 
     def _places(self, found: Mapping[int, Sequence[StepDirectory]]) -> Iterator[str]:
         """The record that counts lies in the step's own folder, and those before it in the order in which they gave way.
@@ -194,6 +223,22 @@ class _Verification:
             counts = self.history.status.get(index) in ("accepted", "rejected")
             if places != sorted(places) or (counts and steps[-1].path != own.path):
                 yield f"Step {index}: its folders have changed places."
+
+    def _memory(self) -> Iterator[str]:
+        anew = "The next step that needs it paints it anew."
+        said = self.directory.remembered()
+        for name, digest in said.items():
+            path = self.directory.memory / name
+            if not path.exists():
+                yield f"memory/{name} is missing. {anew}"
+            elif (found := digest_file(path)) != digest:
+                yield f"memory/{name} was edited: its digest was {digest} and is {found}. {anew}"
+        if self.history.at_work is None:  # else they are the open step's
+            yield from (
+                f"memory/{name} is there, and no event speaks of it. Delete it."
+                for name in self.directory.newly_remembered()
+                if name not in said
+            )
 
     def _models(self) -> Iterator[str]:
         """Each accepted step began with the weights of the one before it."""
