@@ -258,7 +258,7 @@ CASES = {
     "a base that leaves the run": Case(("withdraw", "{}/run", "2"), LEAVES, moved_out("base")),
     "events that leave the run": Case(("request", "{}/run", "panda"), LEAVES, moved_out("events.jsonl")),
     "a link that leads nowhere": Case(
-        ("resume", "{}/run"), LEAVES, lambda place: (place / "run/memory").symlink_to(place / "outside/nothing")
+        ("resume", "{}/run"), LEAVES, lambda place: (place / "run/base/more").symlink_to(place / "outside/nothing")
     ),
 }
 
@@ -325,6 +325,7 @@ def test_the_comparison_sees_what_right_use_makes(place: Path) -> None:
     assert {name for name, data in tree(place).items() if before.get(name) != data} == {
         "run/requests.jsonl",
         "run/events.jsonl",
+        "run/events.head",
     }
 
 

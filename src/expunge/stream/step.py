@@ -28,7 +28,7 @@ from expunge.files import check_room, digest_file, load_tensors, read_json, read
 from expunge.hardware import compute_dtype
 from expunge.locality import Choice
 from expunge.memory import at_once, held_bytes, peak_memory, whole
-from expunge.methods import Earlier, GradientMethod, Record, StepContext
+from expunge.methods import Earlier, GradientMethod, Position, Record, StepContext
 from expunge.prompts import PromptSource
 from expunge.reference import PREDICTORS
 from expunge.stream import gate
@@ -355,17 +355,19 @@ def _predict(predictor: Predictor, rows: int) -> Tensor:
 
 
 def _pass(lesson: _Lesson, rows: int) -> None:
-    """A pass of training, forth and back, with rows of every loss."""
-    train, backbone = lesson.shop.config.train, lesson.shop.backbone
+    """The first pass of training, forth and back, with `rows` rows of each role."""
+    method, train, backbone = lesson.method, lesson.shop.config.train, lesson.shop.backbone
     weights = [backbone.denoiser.get_parameter(name) for name in backbone.parameters_of(train.parameters)]
     dtype = compute_dtype(train.precision)
     try:
         for weight in weights:
             weight.requires_grad_(True)
         with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
-            student = replace(lesson.context.teacher, denoiser=backbone.denoiser)
-            loss = _predict(student, rows * len(lesson.method.weights)).square().mean()
-        loss.backward()
+            teacher = lesson.context.teacher
+            student = replace(teacher, denoiser=backbone.denoiser)
+            state, _ = method.prepare(replace(lesson.context, batch_size=rows))
+            losses = method.losses(method.batch(state, Position(0), student), student, teacher, state)
+        torch.stack(list(losses.values())).sum().backward()
     finally:
         for weight in weights:
             weight.requires_grad_(False).grad = None
