@@ -30,18 +30,17 @@ def at_once(rows: int, work: str, sample: Callable[[int], object]) -> Iterator[N
     Raises:
         OutOfMemory: when memory runs out.
     """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not _ran_out(error):
-            raise
-        traceback.clear_frames(error.__traceback__)  # they hold the tensors that did fit
+
+    def sentence() -> str:
         fewer = next((n for n in _halves(rows) if _fits(partial(sample, n))), None)
         if fewer is None:
             way = "Fewer do not fit either. `expunge resume RUN` goes on where there is more memory."
         else:
             way = f"{fewer} fit: `expunge resume RUN --batch {fewer}` goes on, to the same result up to rounding."
-        raise OutOfMemory(f"Memory ran out in {work}, with {rows} at once. Nothing is lost. {way}") from error
+        return f"Memory ran out in {work}, with {rows} at once. Nothing is lost. {way}"
+
+    with _allocating(sentence):
+        yield
 
 
 @contextmanager
@@ -51,14 +50,21 @@ def whole(work: str) -> Iterator[None]:
     Raises:
         OutOfMemory: when memory runs out.
     """
+    way = "`expunge resume RUN` goes on where there is more memory."
+    with _allocating(lambda: f"Memory ran out in {work}. Nothing is lost. {way}"):
+        yield
+
+
+@contextmanager
+def _allocating(sentence: Callable[[], str]) -> Iterator[None]:
+    """Make an allocation that fails an `OutOfMemory` with `sentence`, which is asked when what did fit is free again."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _ran_out(error):
             raise
-        raise OutOfMemory(
-            f"Memory ran out in {work}. Nothing is lost. `expunge resume RUN` goes on where there is more memory."
-        ) from error
+        traceback.clear_frames(error.__traceback__)  # they hold tensors
+        raise OutOfMemory(sentence()) from error
 
 
 def _halves(rows: int) -> Iterator[int]:
@@ -71,11 +77,9 @@ def _fits(work: Callable[[], object]) -> bool:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     try:
-        work()
-    except (MemoryError, RuntimeError) as error:
-        if not _ran_out(error):
-            raise
-        traceback.clear_frames(error.__traceback__)
+        with _allocating(str):
+            work()
+    except OutOfMemory:
         return False
     return True
 

@@ -105,8 +105,7 @@ class Run:
         source = prompt_source(config.prompts)
         groups = [[forgettable(source, n).name for n in ([r] if isinstance(r, str) else r)] for r in requests]
         asked = [name for names in groups for name in names]
-        if twice := sorted({name for name in asked if asked.count(name) > 1}):
-            raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
+        _check_once(asked)
         check_judged(read_protocol(config.evaluate.protocol), source, [source.concept(name) for name in asked], folder)
         digest = backbones.model_digest(folder)
         config = config.frozen(digest)
@@ -138,9 +137,7 @@ class Run:
             raise ExpungeError("A request names at least one concept.")
         self.directory.check()
         concepts = tuple(forgettable(self.source, name) for name in names)
-        asked = [c.name for c in concepts]
-        if twice := sorted({name for name in asked if asked.count(name) > 1}):
-            raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
+        _check_once([c.name for c in concepts])
         check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
@@ -477,3 +474,8 @@ def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float
     backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
     picture = paint(backbone, backbone.denoiser, [prompt], [seed], sampler)[0]
     return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+
+
+def _check_once(names: Sequence[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
