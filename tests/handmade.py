@@ -14,6 +14,7 @@ import torch
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
 from expunge.files import append_line, digest_file, save_tensors, write_json, write_text
+from expunge.replay import kept_tensors
 from expunge.stream import preset
 from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
@@ -107,7 +108,7 @@ def add_step(
         finished_at="2026-02-03T04:05:06+00:00",
     )
     write_json(step.record, record.model_dump(mode="json", by_alias=True))
-    save_tensors(directory.memory / f"{request.id}.safetensors", {"x": torch.tensor([float(step.index)])})
+    kept_tensors(directory.memory / f"{request.id}.safetensors", lambda: {"x": torch.tensor([float(step.index)])})
     directory.add_event(
         record.status, step=step.index, record=digest_file(step.record), memory=directory.newly_remembered()
     )

@@ -166,6 +166,7 @@ def test_what_is_wrong_is_said_with_its_place(copy: RunDirectory) -> None:
             "Step 3: the record that was rejected",
         ),
         (copy.memory / "0002.safetensors", lambda b: b[:-1] + b"x", "memory/0002.safetensors was edited"),
+        (copy.memory / "0003.digest", lambda b: b[:-1] + b"x", "memory/0003.digest is missing or was edited"),
         (copy.summary, lambda b: b.replace(b'"rejected"', b'"accepted"'), "summary.json is not what the steps say"),
         (next(copy.base_images.iterdir()), lambda b: b"", "a picture of the base model was edited or deleted"),
         (next(copy.step(4).images.iterdir()), lambda b: b"", "steps/0004/images: a picture was edited or deleted"),

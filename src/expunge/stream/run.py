@@ -321,6 +321,7 @@ class Run:
         """Hold the run, whose summary can be written afterwards."""
         with self.directory.locked():
             check_measured(self.directory)
+            self.directory.forget_damaged()
             yield
 
     def _called(self, step: int) -> str:

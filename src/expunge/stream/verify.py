@@ -233,12 +233,13 @@ class _Verification:
                 yield f"memory/{name} is missing. {anew}"
             elif (found := digest_file(path)) != digest:
                 yield f"memory/{name} was edited: its digest was {digest} and is {found}. {anew}"
+            elif not (beside := path.with_suffix(".digest")).exists() or beside.read_bytes() != digest.encode():
+                yield f"memory/{beside.name} is missing or was edited: the digest was {digest}. {anew}"
         if self.history.at_work is None:  # else they are the open step's
-            yield from (
-                f"memory/{name} is there, and no event speaks of it. Delete it."
-                for name in self.directory.newly_remembered()
-                if name not in said
-            )
+            known = {Path(name).with_suffix(suffix).name for name in said for suffix in (".safetensors", ".digest")}
+            there = {path.name for path in self.directory.memory.glob("[!.]*")}
+            for name in sorted(there - known):
+                yield f"memory/{name} is there, and no event speaks of it. Delete it."
 
     def _models(self) -> Iterator[str]:
         """Each accepted step began with the weights of the one before it."""
