@@ -169,6 +169,8 @@ def train(
             parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
         )
         held = _previous(trained, teacher, method) if constraints else {}
+        own = dict(backbone.denoiser.named_parameters())
+        method.start(own, base if method.teacher == "base" else own, state)
         done, checks = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
         if accelerator.is_main_process:
             _keep_log_until(log, done)

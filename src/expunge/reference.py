@@ -81,6 +81,9 @@ class Regularized(GradientMethod[Any, Any]):
     def prepare(self, context: StepContext) -> tuple[Any, Record]:
         return self._method.prepare(context)
 
+    def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: Any) -> None:
+        self._method.start(student, teacher, state)
+
     def batch(self, state: Any, position: Position, student: Predictor) -> Any:
         return self._method.batch(state, position, student)
 

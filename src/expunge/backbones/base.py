@@ -79,6 +79,9 @@ class Backbone(ABC):
     parameter_groups: ClassVar[Mapping[str, str]]
     """{group: regular expression over parameter names}; "full" is always there. "lora" names the weights of the linear
     layers (attention and feed-forward projections) that adapters change; it is trained through them alone."""
+    text_map_names: ClassVar[str] = ""
+    """Regular expression over the names of the weights `(out d)` that are applied to `encoder_hidden_states` as they are
+    encoded; empty for a family that has none, since its deeper layers see something else."""
     solvers: ClassVar[Mapping[str, type[Any]]]
     """{name: Diffusers scheduler class} beside "default", the pipeline's own."""
     replay_solver: ClassVar[str]
@@ -95,6 +98,10 @@ class Backbone(ABC):
     @abstractmethod
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of `prompts`, one row each, on the model's device."""
+
+    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each prompt, from the first that is encoded to the last before the end mark."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its tokens are.")
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -152,6 +159,16 @@ class Backbone(ABC):
         if not names:
             raise ExpungeError(f'No parameter of this {self.denoiser_name} is in the group {group!r}. Choose "full".')
         return names
+
+    def text_maps(self) -> list[str]:
+        """Names of the weights that read an encoded prompt (`text_map_names`).
+
+        Raises:
+            ExpungeError: for a family that has none.
+        """
+        if not self.text_map_names:
+            raise ExpungeError(f"{type(self).__name__} does not read prompts through linear maps of their own.")
+        return [n for n, _ in self.denoiser.named_parameters() if re.search(self.text_map_names, n)]
 
     def noise(self, generators: Sequence[torch.Generator]) -> Tensor:
         """Standard normal latents `(b c h w)`, one picture per generator, drawn on the CPU."""

@@ -31,6 +31,7 @@ class StableDiffusion(Backbone):
         "cross-attention-kv": r"\.attn2\.to_[kv]\.",
         "lora": r"\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))\.weight$",
     }
+    text_map_names = r"\.attn2\.to_[kv]\.weight$"
     solvers = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
     replay_solver = "ddim"
 
@@ -46,6 +47,11 @@ class StableDiffusion(Backbone):
             list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         return Conditioning({"encoder_hidden_states": states.float()})
+
+    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
+        tokenizer = self.pipeline.tokenizer
+        given = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
+        return [ids[:-1] for ids in given]
 
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = next(denoiser.parameters()).dtype

@@ -153,6 +153,14 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
     def prepare(self, context: StepContext) -> tuple[StateT, Record]:
         """Choose prompts, encode them, replay latents."""
 
+    def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: StateT) -> None:
+        """Move the student's weights in place, from M(k-1) to where training shall begin. A function of its arguments alone,
+        called before the first optimizer step and again whenever training goes on after a crash.
+
+        Args:
+            student, teacher: {name: weight of the denoiser}.
+        """
+
     @abstractmethod
     def batch(self, state: StateT, position: Position, student: Predictor) -> BatchT:
         """The rows of one micro-batch: a function of `position`, and of the student where a method samples with it."""

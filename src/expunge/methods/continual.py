@@ -23,13 +23,14 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, for the lines that are not 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from expunge.methods.again import steer_again
-from expunge.methods.base import Record, StepContext
-from expunge.methods.mapping import Count, pairs
+from expunge.methods.base import StepContext
+from expunge.methods.mapping import Count, Neighbours, pairs
 from expunge.methods.resteering import (
     Aim,
+    Plan,
     Resteering,
     ResteeringConfig,
     Scenes,
@@ -39,6 +40,7 @@ from expunge.methods.resteering import (
     resteer,
 )
 from expunge.methods.retain import RetainConfig, retain_prompts
+from expunge.methods.warm_start import WarmStart, WarmStartConfig, warm_start
 
 
 class ContinualConfig(ResteeringConfig, RetainConfig):
@@ -50,12 +52,15 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
         lambda_again: weight of re-steering what earlier steps forgot.
         again_prompts: forget prompts of all earlier concepts together, equally many for each. Where there are more concepts
             than prompts, every step draws which of them have their turn.
+        warm_start: where training begins at a closed-form solution for keys and values (expunge/methods/warm_start.py), and
+            not at M(k-1). Ours.
     """
 
     lambda_preserve: Weight
     lambda_empty: Weight = 0.0
     lambda_again: Weight = 0.0
     again_prompts: Count = 32
+    warm_start: WarmStartConfig | None = None
 
 
 class Continual(Resteering):
@@ -74,7 +79,7 @@ class Continual(Resteering):
         }
         return {name: weight for name, weight in weights.items() if weight > 0}
 
-    def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
+    def plan(self, context: StepContext) -> Plan:
         config, weights = self.config, self.weights
         near, choices = pairs(config, context, context.concepts, config.forget_prompts)
         aims = [resteer(config, context, choices)]
@@ -86,4 +91,26 @@ class Continual(Resteering):
             if loss in weights:
                 aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
         again = steer_again(config, context, config.again_prompts if "again" in weights else 0)
-        return [*aims, *again.aims], record_of(choices, near, retain, again.used, again.renewed)
+        start, kept = self._start(context, near, [*aims, *again.aims])
+        record = record_of(choices, near, retain, kept, again.used, again.renewed)
+        return Plan([*aims, *again.aims], record, start)
+
+    def _start(
+        self, context: StepContext, near: Mapping[str, Neighbours], aims: Sequence[Aim]
+    ) -> tuple[WarmStart | None, list[str]]:
+        """The warm start for the losses `aims`, and what it keeps beside them."""
+        config = self.config
+        if config.warm_start is None:
+            return None, []
+        told: dict[str, list[tuple[str, str]]] = {}
+        for aim in (a.narrowed() for a in aims):
+            told.setdefault(aim.loss, []).extend(
+                (p, q) for p, qs in zip(aim.prompts, aim.targets, strict=True) for q in qs
+            )
+        kept: list[str] = []
+        if "preserve" in self.weights:
+            more = config.model_copy(update={"retain_prompts": config.warm_start.retain_prompts})
+            kept = [p for c in context.concepts for p in retain_prompts(more, context, c, list(near[c.name]))]
+            kept.append("")  # guidance reads it in every second evaluation
+            told["preserve"] += [(p, p) for p in kept]
+        return warm_start(config.warm_start, context.backbone, told, self.weights), kept

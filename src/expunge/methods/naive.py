@@ -15,9 +15,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from expunge.methods.base import Record, StepContext
+from expunge.methods.base import StepContext
 from expunge.methods.mapping import Count, MappingName, pairs
-from expunge.methods.resteering import Aim, Resteering, ResteeringConfig, Time, record_of, resteer
+from expunge.methods.resteering import Plan, Resteering, ResteeringConfig, Time, record_of, resteer
 
 
 class NaiveConfig(ResteeringConfig):
@@ -40,7 +40,7 @@ class Naive(Resteering):
     def weights(self) -> Mapping[str, float]:
         return {"unlearn": self.config.strength * self.config.lambda_unlearn}
 
-    def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
+    def plan(self, context: StepContext) -> Plan:
         config = self.config
         near, choices = pairs(config, context, context.concepts, config.forget_prompts)
-        return [resteer(config, context, choices)], record_of(choices, near)
+        return Plan([resteer(config, context, choices)], record_of(choices, near))

@@ -7,7 +7,8 @@ family is
 
 a mean over elements, where x_0 is replayed: sampled by the teacher for some prompt, without guidance. It re-steers where p
 and q differ, and distils where they are the same. Where a prompt has several targets q, each row draws one of them.
-A method states its losses as `Aim`s; encoding, replaying, drawing and evaluating are the same for all and stand here.
+A method states its losses as `Aim`s in a `Plan`; encoding, replaying, drawing and evaluating are the same for all and
+stand here.
 
 Source: "Distill, Forget, Repeat", arXiv 2512.02657, the unlearning and the preservation term.
 """
@@ -30,6 +31,7 @@ from expunge.files import canonical_json, digest_bytes
 from expunge.locality import Choice
 from expunge.methods.base import GradientMethod, Position, Record, StepContext, TeacherName
 from expunge.methods.mapping import MappingConfig, Neighbours
+from expunge.methods.warm_start import WarmStart
 from expunge.replay import (
     FreshReplay,
     Replay,
@@ -196,6 +198,22 @@ class State:
     times: Mapping[str, tuple[int, int]]
     batch_size: int
     seed: int
+    start: WarmStart | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A step in words.
+
+    Attributes:
+        aims: its losses.
+        record: what people should know of their choice.
+        start: where training begins; None for M(k-1).
+    """
+
+    aims: Sequence[Aim]
+    record: Record
+    start: WarmStart | None = None
 
 
 class Resteering(GradientMethod[State, Mapping[str, Rows]]):
@@ -208,12 +226,13 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
         return cast(ResteeringConfig, self.config).teacher
 
     @abstractmethod
-    def aims(self, context: StepContext) -> tuple[list[Aim], Record]:
-        """The losses of a step in words, and what people should know of their choice."""
+    def plan(self, context: StepContext) -> Plan:
+        """A step in words."""
 
     def prepare(self, context: StepContext) -> tuple[State, Record]:
         with context.phase("choose"):
-            aims, record = self.aims(context)
+            plan = self.plan(context)
+            aims = plan.aims
             roles = {aim.loss: aim.scenes.role for aim in aims}
             used = [
                 Aim.together([a.narrowed() for a in aims if a.loss == loss], replay_seed(context.seed, role))
@@ -229,7 +248,14 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
             else:
                 replays, targets = {role: _replay(context, s) for role, s in scenes.items()}, {}
         times = {role: s.times for role, s in scenes.items()}
-        return State(context.teacher, terms, replays, targets, times, context.batch_size, context.seed), record
+        state = State(context.teacher, terms, replays, targets, times, context.batch_size, context.seed, plan.start)
+        return state, plan.record
+
+    @torch.no_grad()
+    def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: State) -> None:
+        if state.start:
+            for name in state.start.maps:
+                student[name].copy_(state.start.solve(teacher[name], student[name]))
 
     def batch(self, state: State, position: Position, student: Predictor) -> Mapping[str, Rows]:
         """{role: its rows}."""
@@ -292,12 +318,15 @@ def record_of(
     choices: Sequence[Choice],
     near: Mapping[str, Neighbours],
     retain: Sequence[str] = (),
+    kept: Sequence[str] = (),
     again: Sequence[Choice] = (),
     renewed: Mapping[str, Sequence[Choice]] = {},
 ) -> Record:
     """What a step was trained on.
 
     Args:
+        retain: prompts that were replayed.
+        kept: prompts that a warm start kept.
         again: the choices that were used for concepts that earlier steps forgot.
         renewed: {such a concept: all its choices}, where those of its own step could not stay.
     """
@@ -306,6 +335,7 @@ def record_of(
             "forget": [{"id": c.id, "prompt": c.forget} for c in choices for _ in c.mapping],
             "mapping": [{"id": c.id, "prompt": m.prompt} for c in choices for m in c.mapping],
             "retain": list(retain),
+            **({"kept": list(kept)} if kept else {}),
         },
         choices={
             "neighbours": near,

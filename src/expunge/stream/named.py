@@ -17,6 +17,8 @@ from expunge.hardware import compute_dtype
 from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
 from expunge.stream.config import PromptsConfig, RunConfig
 
+WARM_STARTED = ("full", "cross-attention", "cross-attention-kv")
+"""Parameter groups that hold the weights a warm start changes."""
 JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
 """Judges that come with Expunge, beside those that are written PREFIX:MODEL (`expunge.evaluation.judges`)."""
 
@@ -69,8 +71,25 @@ def check_config(config: RunConfig, folder: Path) -> None:
     if config.train.parameters not in groups:
         wrong = config.train.parameters
         raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
+    check_warm_start(config, backbone)
     check_protocol(read_protocol(config.evaluate.protocol), model_name(config.model.source, folder), backbone)
     check_solver(config.replay.solver, backbone)
+
+
+def check_warm_start(config: RunConfig, backbone: type[Backbone]) -> None:
+    """Whether the weights that a warm start changes are there, and are trained on."""
+    if not config.method.get("warm_start"):
+        return
+    if not backbone.text_map_names:
+        raise ExpungeError(
+            f"{backbone.__name__} does not read prompts through linear maps of their own, which a warm start solves for. "
+            "Leave method.warm_start out."
+        )
+    if config.train.parameters not in WARM_STARTED:
+        raise ExpungeError(
+            f"A warm start changes keys and values of cross-attention, and train.parameters is {config.train.parameters!r}. "
+            f"Choose one of {', '.join(WARM_STARTED)}, or leave method.warm_start out."
+        )
 
 
 def check_protocol(protocol: Protocol, model: str, backbone: type[Backbone]) -> None:
