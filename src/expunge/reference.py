@@ -7,6 +7,7 @@ Same rows, losses and optimizer as the engine `fast`; what differs is what they 
     passes       student and teacher are evaluated for each loss apart
     prompts      encoded wherever they are used: five passes of the text encoder in a micro-batch of two losses
     scoring      one latent and one prompt at a time; the source prompt, like each candidate, once per draw
+    start        at M(k-1), without a warm start
     L2           a term of every micro-batch's loss, its gradient by autograd
 
 Source: the reference code of arXiv 2512.02657, ECCV version (train.py, model_score_map_gen.py, retain_prompt_gen.py).
@@ -32,6 +33,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "replay": {"source": "fresh", "steps": 20, "solver": "published", "batch_size": 1},
 }
 """{section of run.toml: fields that `reference` fixes, whatever a preset says}"""
+METHOD_SETTINGS: dict[str, Any] = {"warm_start": False}
+"""Fields of `method` that it fixes too, where the method has them."""
 
 
 @dataclass(frozen=True)

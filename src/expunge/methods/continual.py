@@ -24,6 +24,7 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, for the lines that are not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from expunge.methods.again import steer_again
 from expunge.methods.base import StepContext
@@ -52,15 +53,15 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
         lambda_again: weight of re-steering what earlier steps forgot.
         again_prompts: forget prompts of all earlier concepts together, equally many for each. Where there are more concepts
             than prompts, every step draws which of them have their turn.
-        warm_start: where training begins at a closed-form solution for keys and values (expunge/methods/warm_start.py), and
-            not at M(k-1). Ours.
+        warm_start: false, as published: training begins at M(k-1); or a table: it begins at a closed-form solution for keys
+            and values (expunge/methods/warm_start.py).
     """
 
     lambda_preserve: Weight
     lambda_empty: Weight = 0.0
     lambda_again: Weight = 0.0
     again_prompts: Count = 32
-    warm_start: WarmStartConfig | None = None
+    warm_start: WarmStartConfig | Literal[False] = False
 
 
 class Continual(Resteering):
@@ -100,7 +101,7 @@ class Continual(Resteering):
     ) -> tuple[WarmStart | None, list[str]]:
         """The warm start for the losses `aims`, and what it keeps beside them."""
         config = self.config
-        if config.warm_start is None:
+        if not config.warm_start:
             return None, []
         told: dict[str, list[tuple[str, str]]] = {}
         for aim in (a.narrowed() for a in aims):

@@ -130,7 +130,8 @@ class RunConfig(TomlConfig):
             return data
         data = dict(data)
         train = data.get("train")
-        if isinstance(train, dict) and train.get("engine") == "reference":
+        published = isinstance(train, dict) and train.get("engine") == "reference"
+        if published:
             data |= {
                 name: {**section, **fields}
                 for name, fields in reference.SETTINGS.items()
@@ -140,7 +141,10 @@ class RunConfig(TomlConfig):
         if not isinstance(section, dict) or not isinstance(name := section.get("name", "lacu"), str):
             raise ValueError('method is a table with a name, e.g. name = "lacu"')
         section = {field: value for field, value in section.items() if field != "name"}
-        data["method"] = {"name": name, **method_class(name).Config.model_validate(section).model_dump()}
+        config = method_class(name).Config
+        if published:
+            section |= {f: v for f, v in reference.METHOD_SETTINGS.items() if f in config.model_fields}
+        data["method"] = {"name": name, **config.model_validate(section).model_dump()}
         constraints = data.get("constraints", ())
         if not isinstance(constraints, (list, tuple)) or not all(isinstance(c, dict) for c in constraints):
             raise ValueError(

@@ -1,0 +1,112 @@
+"""A warm start: training begins where the closed form says, on the same prompts, and bit for bit again after a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge import Run
+from expunge.backbones import Backbone, load
+from expunge.engine import StepLog
+from expunge.errors import ExpungeError
+from expunge.methods import METHODS
+from expunge.stream import preset
+from steps import SMALL, context, run_step
+from tiny import save
+
+WARM = {"warm_start": {"retain_prompts": 12}}
+
+
+@pytest.fixture(scope="module")
+def folder(sd_folder: Path) -> Path:
+    return sd_folder
+
+
+def losses(folder: Path, out: Path, **settings: Any) -> list[dict[str, float]]:
+    log: list[StepLog] = []
+    run_step(load(folder), out, on_step=log.append, parameters="cross-attention", **settings)
+    return [dict(entry.losses) for entry in log]
+
+
+@pytest.mark.parametrize("method", ["lacu", "dfr"])
+def test_training_begins_where_much_is_forgotten_already(folder: Path, tmp_path: Path, method: str) -> None:
+    cold = losses(folder, tmp_path / "cold", method=method, steps=1)[0]
+    warm = losses(folder, tmp_path / "warm", method=method, steps=1, changes=WARM)[0]
+    assert warm["unlearn"] < 0.7 * cold["unlearn"]
+    assert cold["preserve"] < warm["preserve"] < 0.1 * cold["unlearn"]
+
+
+def test_the_first_step_begins_at_the_closed_form(folder: Path, tmp_path: Path) -> None:
+    """With a learning rate of next to nothing keys and values move alone: forget prompts read as mapping prompts do."""
+    backbone, before = load(folder), load(folder)
+    trained = run_step(backbone, tmp_path, parameters="cross-attention", steps=1, learning_rate=1e-12, changes=WARM)
+    old = dict(before.denoiser.named_parameters())
+    moved = {name for name, value in trained.items() if (value - old[name]).abs().max() > 1e-6}
+    assert moved == set(before.text_maps())
+
+    step = context(before)
+    lacu: Any = METHODS["lacu"]
+    record = lacu(lacu.Config(**SMALL["lacu"], **WARM)).prepare(step)[1]
+    assert record.prompts["kept"]
+    assert "" in record.prompts["kept"]
+    assert not any("fox" in p or "cat" in p for p in record.prompts["kept"])
+    forget, mapping = ([pair["prompt"] for pair in record.prompts[kind]] for kind in ("forget", "mapping"))
+
+    def apart(weights: dict[str, Tensor], told: list[str], aimed: list[str]) -> float:
+        """Of what the last token of each prompt gives, squared and in sum over the maps."""
+        rows = torch.arange(len(told))
+        ends = [torch.tensor([len(t) - 1 for t in before.tokens(prompts)]) for prompts in (told, aimed)]
+        seen, meant = (
+            before.encode(prompts).tensors["encoder_hidden_states"][rows, end]
+            for prompts, end in zip((told, aimed), ends, strict=True)
+        )
+        return sum(float((seen @ weights[n].T - meant @ old[n].T).square().sum()) for n in before.text_maps())
+
+    with torch.no_grad():
+        assert apart(trained, forget, mapping) < 0.6 * apart(old, forget, mapping)
+        kept = record.prompts["kept"]
+        assert apart(trained, kept, kept) / len(kept) < 0.2 * apart(old, forget, mapping) / len(forget)
+
+
+def test_a_step_that_was_interrupted_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"changes": WARM, "parameters": "cross-attention", "steps": 6, "checkpoint_steps": 2}
+    whole = run_step(load(folder), tmp_path / "whole", **settings)
+
+    def interrupt_at(step: int) -> Callable[[StepLog], None]:
+        def on_step(entry: StepLog) -> None:
+            if entry.step == step:
+                raise KeyboardInterrupt
+
+        return on_step
+
+    for step in (1, 5):  # before the first checkpoint, and after one
+        with pytest.raises(KeyboardInterrupt):
+            run_step(load(folder), tmp_path / "broken", on_step=interrupt_at(step), **settings)
+    resumed = run_step(load(folder), tmp_path / "broken", **settings)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_published_loop_has_none() -> None:
+    warm = {"method": {"warm_start": {}}, "train": {"engine": "reference"}}
+    assert preset("lacu-iconworld", warm).method["warm_start"] is False
+    assert preset("lacu-iconworld", {"method": warm["method"]}).method["warm_start"] == {
+        "ridge": 0.005,
+        "retain_prompts": 512,
+    }
+
+
+def test_what_cannot_be_started_warm_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    lora = {"method": {"warm_start": {}}, "train": {"parameters": "lora"}}
+    with pytest.raises(ExpungeError, match=r"train\.parameters is 'lora'. Choose one of full, cross-attention"):
+        Run.create(tmp_path / "lora", requests=["fox"], preset_name="lacu-iconworld", changes=lora)
+
+
+def test_a_family_without_such_maps_says_so(tmp_path: Path) -> None:
+    backbone: Backbone = load(save("sd3", tmp_path / "sd3"))
+    with pytest.raises(ExpungeError, match="StableDiffusion3 does not read prompts through linear maps"):
+        backbone.text_maps()
