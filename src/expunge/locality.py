@@ -53,11 +53,18 @@ def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) ->
     return Draws(backbone.add_noise(clean.to(backbone.device), noise.to(backbone.device), t), t)
 
 
-@torch.no_grad()
 def score_distances(
     predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, batch_size: int = 64
 ) -> Tensor:
     """Score distance of one source prompt to each of m candidates: `(m,)` float32 on the CPU."""
+    return distances_by_draw(predict, source, candidates, draws, batch_size).mean(0)
+
+
+@torch.no_grad()
+def distances_by_draw(
+    predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, batch_size: int
+) -> Tensor:
+    """The terms whose mean over k draws is the score distance: `(k m)` float32 on the CPU."""
     prompts = Conditioning.cat([source, candidates])
     k, m = len(draws.t), len(prompts)
     rows = _rounded(k * m, batch_size).to(draws.t.device)
@@ -65,7 +72,42 @@ def score_distances(
         predict(draws.latents[batch // m], draws.t[batch // m], prompts[batch % m]) for batch in rows.split(batch_size)
     ]
     predictions = torch.cat(parts)[: k * m].view(k, m, *draws.latents.shape[1:])
-    return (predictions[:, 1:] - predictions[:, :1]).square().mean(dim=(0, 2, 3, 4)).cpu()
+    return (predictions[:, 1:] - predictions[:, :1]).square().mean(dim=(2, 3, 4)).cpu()
+
+
+def nearest(
+    predict: Predictor,
+    source: Conditioning,
+    candidates: Conditioning,
+    draws: Draws,
+    batch_size: int,
+    *,
+    halving: int | None = None,
+) -> list[tuple[int, float]]:
+    """Places of the candidates with their distance to the source, nearest first (ties in the given order).
+
+    Args:
+        halving: None scores every candidate on all draws. With a number, successive halving (Karnin et al., "Almost optimal
+            exploration in multi-armed bandits", ICML 2013): the farther half of the candidates drops out after every round,
+            and the draws so far double, until as few are left as can be without being fewer than that number; these see all
+            draws. Who dropped out comes after who stayed, with its distance over the draws that it saw.
+    """
+    m, k = len(candidates), len(draws.t)
+    rounds = 0
+    while halving and m >> (rounds + 1) >= halving and k >> (rounds + 1) >= 1:
+        rounds += 1
+    ends = [k >> (rounds - i) for i in range(rounds + 1)]
+    left, sums, begin = torch.arange(m), torch.zeros(m), 0
+    behind: list[tuple[int, float]] = []
+    for end in ends:
+        some = Draws(draws.latents[begin:end], draws.t[begin:end])
+        sums[left] += distances_by_draw(predict, source, candidates[left], some, batch_size).sum(0)
+        left, begin = left[sums[left].argsort(stable=True)], end
+        stay = len(left) if end == k else -(-len(left) // 2)
+        behind = [(i, float(sums[i]) / end) for i in left[stay:].tolist()] + behind
+        left = left[:stay].sort().values
+    left = left[sums[left].argsort(stable=True)]
+    return [(i, float(sums[i]) / k) for i in left.tolist()] + behind
 
 
 def _rounded(count: int, batch_size: int) -> Tensor:
@@ -79,18 +121,24 @@ def _rounded(count: int, batch_size: int) -> Tensor:
 
 
 def rank(
-    predict: Predictor, name: str, others: Sequence[str], draws: Draws, batch_size: int
+    predict: Predictor, name: str, others: Sequence[str], draws: Draws, batch_size: int, halving: int | None = None
 ) -> list[tuple[str, float]]:
-    """`others` with their score distance to `name`, nearest first (ties in the given order)."""
+    """`others` with their score distance to `name`, nearest first (`halving`: see `nearest`)."""
     encode = predict.backbone.encode
-    distances = score_distances(predict, encode([name]), encode(others), draws, batch_size).tolist()
-    return sorted(zip(others, distances, strict=True), key=lambda pair: pair[1])
+    found = nearest(predict, encode([name]), encode(others), draws, batch_size, halving=halving)
+    return [(others[i], distance) for i, distance in found]
 
 
 def choose_mapping(
-    predict: Predictor, prompts: Sequence[ForgetPrompt], draws: Draws, batch_size: int, targets: int = 1
+    predict: Predictor,
+    prompts: Sequence[ForgetPrompt],
+    draws: Draws,
+    batch_size: int,
+    targets: int = 1,
+    halving: bool = False,
 ) -> list[Choice]:
-    """For each forget prompt the `targets` candidates nearest in score distance (the first, where two are equally near).
+    """For each forget prompt the `targets` candidates nearest in score distance (the first, where two are equally near), by
+    successive halving where asked for (see `nearest`).
 
     A single candidate is not scored, and its choice has no distances.
     """
@@ -101,8 +149,8 @@ def choose_mapping(
             choices.append(Choice(prompt.id, prompt.prompt, prompt.candidates))
             continue
         conditioning = encode([c.prompt for c in prompt.candidates])
-        distances = score_distances(predict, encode([prompt.prompt]), conditioning, draws, batch_size)
-        nearest = distances.argsort(stable=True)[:targets].tolist()
-        chosen = tuple(prompt.candidates[i] for i in nearest)
-        choices.append(Choice(prompt.id, prompt.prompt, chosen, tuple(distances.tolist())))
+        least = targets if halving else None
+        found = nearest(predict, encode([prompt.prompt]), conditioning, draws, batch_size, halving=least)
+        chosen = tuple(prompt.candidates[i] for i, _ in found[:targets])
+        choices.append(Choice(prompt.id, prompt.prompt, chosen, tuple(distance for _, distance in sorted(found))))
     return choices

@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "replay": {"source": "fresh", "steps": 20, "solver": "published", "batch_size": 1},
 }
 """{section of run.toml: fields that `reference` fixes, whatever a preset says}"""
-METHOD_SETTINGS: dict[str, Any] = {"warm_start": False}
+METHOD_SETTINGS: dict[str, Any] = {"warm_start": False, "scoring": "all"}
 """Fields of `method` that it fixes too, where the method has them."""
 
 

@@ -30,6 +30,8 @@ from expunge.prompts import Candidate, ForgetPrompt
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 MappingName = Literal["null", "fixed", "superclass", "contextual", "score"]
+NEAREST = 10
+"""Neighbours that are scored on all draws where the rest drops out before."""
 Neighbours = dict[str, float | None]
 """Names that may be shown instead of a concept or beside it, nearest first; their score distance where it ranked them."""
 
@@ -43,6 +45,8 @@ class MappingConfig(MethodConfig):
         mapping_candidates: replacements that compete for each forget prompt, or are dealt in turn.
         mapping_draws: noisy latents shared by all candidates of a choice by score distance.
         forget_prompts: forget prompts per concept.
+        scoring: "all": every candidate is scored on all draws, as published; "halving": by successive halving, with a
+            fraction of the evaluations (expunge/locality.py).
         neighbours: who says which concepts are near: the model ("score", by score distance) or the prompt source ("source").
         retain_draws: noisy latents shared in ranking them. The name is LACU's, whose neighbours are also what it retains.
     """
@@ -52,6 +56,7 @@ class MappingConfig(MethodConfig):
     mapping_targets: Count = 1
     mapping_candidates: Count
     mapping_draws: Count = 32
+    scoring: Literal["all", "halving"] = "all"
     forget_prompts: Count = 100
     neighbours: Literal["score", "source"]
     retain_draws: Count = 16
@@ -114,7 +119,8 @@ def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -
     if earlier or config.neighbours == "source":
         return dict.fromkeys(names)
     draws = scoring_draws(context.backbone, config.retain_draws, context.generator("rank", concept.name))
-    return dict(rank(context.teacher, concept.name, names, draws, context.replay.batch_size))
+    halving = NEAREST if config.scoring == "halving" else None
+    return dict(rank(context.teacher, concept.name, names, draws, context.replay.batch_size, halving))
 
 
 @dataclass(frozen=True)
@@ -177,7 +183,8 @@ def _score(asked: Asked) -> list[Choice]:
     context, config = asked.context, asked.config
     draws = scoring_draws(context.backbone, config.mapping_draws, context.generator("map", asked.concept.name))
     prompts = _with_candidates(asked)
-    return choose_mapping(context.teacher, prompts, draws, context.replay.batch_size, config.mapping_targets)
+    size, halving = context.replay.batch_size, config.scoring == "halving"
+    return choose_mapping(context.teacher, prompts, draws, size, config.mapping_targets, halving)
 
 
 def _with_candidates(asked: Asked) -> list[ForgetPrompt]:

@@ -1,0 +1,72 @@
+"""Who is nearest in score distance: by all draws, and by successive halving with a fraction of them."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor
+
+from expunge.backbones import Conditioning, Predictor
+from expunge.locality import Draws, nearest
+
+DRAWS = Draws(torch.zeros(8, 1, 1, 1), torch.arange(8.0))
+
+
+class Scores:
+    """A predictor whose prompts stand at given places: the distance of one at x to the source at 0 is x^2 (1 + noise)."""
+
+    def __init__(self, noise: float = 0.0, misled: bool = False) -> None:
+        self.evaluations = 0
+        self._noise, self._misled = noise, misled
+
+    def __call__(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
+        self.evaluations += len(t)
+        place = conditioning.tensors["x"]
+        if self._misled:
+            place = torch.where((t == 0) & (place > 0), (40 - place) / 10, place)
+        wave = torch.sin(7 * t + 3 * place)  # another one for every prompt and draw
+        return (place * (1 + self._noise * wave).sqrt()).view(-1, 1, 1, 1)
+
+
+def told(*places: float) -> Conditioning:
+    return Conditioning({"x": torch.tensor(places)})
+
+
+def find(scores: Scores, places: list[float], halving: int | None) -> list[tuple[int, float]]:
+    return nearest(cast(Predictor, cast(Any, scores)), told(0.0), told(*places), DRAWS, 8, halving=halving)
+
+
+PLACES = [float((7 * i) % 33 + 1) for i in range(32)]
+TRUTH = sorted(range(32), key=PLACES.__getitem__)
+
+
+@pytest.mark.parametrize("halving", [None, 4])
+def test_the_nearest_come_first_with_their_distance(halving: int | None) -> None:
+    found = find(Scores(), PLACES, halving)
+    assert [i for i, _ in found] == TRUTH
+    assert [distance for _, distance in found] == pytest.approx([PLACES[i] ** 2 for i in TRUTH])
+
+
+def test_halving_finds_the_same_with_a_third_of_the_evaluations() -> None:
+    every, few = Scores(noise=0.2), Scores(noise=0.2)
+    best = [i for i, _ in find(every, PLACES, None)][:4]
+    found = find(few, PLACES, 4)
+    assert [i for i, _ in found][:4] == best
+    assert sorted(i for i, _ in found) == list(range(32))
+    assert every.evaluations == 8 * 33
+    # 32 candidates on 1 draw, 16 on 1 more, 8 on 2, 4 on 4, and the source on each; the last batch is filled up to eights.
+    assert few.evaluations == 40 + 24 + 24 + 24
+
+
+def test_halving_can_be_wrong_where_the_first_draw_misleads() -> None:
+    """The control: who looks far in the first draw is gone after it."""
+    assert [i for i, _ in find(Scores(misled=True), PLACES, None)][:4] == TRUTH[:4]
+    assert not {i for i, _ in find(Scores(misled=True), PLACES, 4)[:4]} & set(TRUTH[:4])
+
+
+def test_few_candidates_or_draws_are_all_scored() -> None:
+    scores = Scores()
+    assert [i for i, _ in find(scores, [3.0, 1.0, 2.0], 2)] == [1, 2, 0]
+    assert scores.evaluations == 8 * 4
