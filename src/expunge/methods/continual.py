@@ -26,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from expunge.locality import Choice
 from expunge.methods.again import steer_again
 from expunge.methods.base import StepContext
 from expunge.methods.mapping import Count, Neighbours, pairs
@@ -92,14 +93,14 @@ class Continual(Resteering):
             if loss in weights:
                 aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
         again = steer_again(config, context, config.again_prompts if "again" in weights else 0)
-        start, kept = self._start(context, near, [*aims, *again.aims])
+        start, kept = self._start(context, near, [*aims, *again.aims], again.used)
         record = record_of(choices, near, retain, kept, again.used, again.renewed)
         return Plan([*aims, *again.aims], record, start)
 
     def _start(
-        self, context: StepContext, near: Mapping[str, Neighbours], aims: Sequence[Aim]
+        self, context: StepContext, near: Mapping[str, Neighbours], aims: Sequence[Aim], earlier: Sequence[Choice]
     ) -> tuple[WarmStart | None, list[str]]:
-        """The warm start for the losses `aims`, and what it keeps beside them."""
+        """The warm start for the losses `aims`, and what it keeps beside them. Every earlier concept weighs `lambda_again`."""
         config = self.config
         if not config.warm_start:
             return None, []
@@ -114,4 +115,7 @@ class Continual(Resteering):
             kept = [p for c in context.concepts for p in retain_prompts(more, context, c, list(near[c.name]))]
             kept.append("")  # guidance reads it in every second evaluation
             told["preserve"] += [(p, p) for p in kept]
-        return warm_start(config.warm_start, context.backbone, told, self.weights), kept
+        # A mean over all earlier concepts would hold each of them less with every request.
+        again = len({choice.id.partition("/")[0] for choice in earlier})
+        weights = {**self.weights, "again": config.strength * config.lambda_again * again}
+        return warm_start(config.warm_start, context.backbone, told, weights), kept
