@@ -46,12 +46,12 @@ class Lever:
 
 def one_at_a_time() -> AbstractContextManager[Any]:
     """Score distances from one prediction at a time."""
-    batched = locality.score_distances
+    batched = locality.distances_by_draw
 
     def single(predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, _: int) -> Tensor:
         return batched(predict, source, candidates, draws, batch_size=1)
 
-    return patch.object(locality, "score_distances", single)
+    return patch.object(locality, "distances_by_draw", single)
 
 
 @contextmanager
@@ -98,6 +98,8 @@ LEVERS = {
     "prompts encoded where they are used": Lever(
         piece=lambda: patch.object(Predictor, "encode", SeparatePasses.encode)
     ),
+    "scoring by successive halving": Lever({"method": {"scoring": "halving"}}),
+    "a warm start": Lever({"method": {"warm_start": {}}}),
     "scoring one at a time": Lever(piece=one_at_a_time),
     "denoiser channels last": Lever(piece=channels_last),
     "fused attention in training": Lever(

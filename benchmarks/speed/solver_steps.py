@@ -1,4 +1,4 @@
-"""How many solver steps an evaluation picture needs: the judge's answers at fewer steps beside those at twenty, on equal noise.
+"""How many solver steps an evaluation picture needs: the judge's answers at fewer steps beside those at twenty, same noise.
 
     python benchmarks/speed/solver_steps.py RUN...
 
