@@ -2,8 +2,8 @@
 
     python benchmarks/speed/solver_steps.py RUN...
 
-paints the rows of iconworld-dev-a that are painted after every step, with the base model and with the current model of each
-RUN (whose concepts' rows are added), and writes benchmarks/speed/results/solver_steps.json. It takes no times: it counts the
+paints the rows that are painted after every step: of iconworld-dev-a with the base model, and of its own protocol with the
+current model of each RUN (with the rows of what it forgot). It writes benchmarks/speed/results/solver_steps.json. It takes no times: it counts the
 denoiser's evaluations for a picture.
 """
 
@@ -18,7 +18,7 @@ import pandas as pd
 from expunge import Run, backbones, iconworld
 from expunge.backbones import Backbone
 from expunge.concepts import Concept
-from expunge.evaluation import Images, evaluate, protocol_rows
+from expunge.evaluation import Images, Protocol, evaluate, protocol_rows
 from expunge.files import write_json
 from expunge.stream.named import model_folder
 
@@ -27,8 +27,8 @@ REFERENCE = 20
 STEPS = (REFERENCE, 10, 8, 6, 5, 4)
 
 
-def measured(backbone: Backbone, concepts: list[Concept]) -> list[dict[str, Any]]:
-    protocol, judge = iconworld.protocol(PROTOCOL), iconworld.judge()
+def measured(backbone: Backbone, protocol: Protocol, concepts: list[Concept]) -> list[dict[str, Any]]:
+    judge = iconworld.judge()
     rows = [r for r in protocol_rows(protocol, iconworld.vocabulary(), concepts) if r.level == "between"]
     found: list[dict[str, Any]] = []
     first: tuple[pd.DataFrame, Images] | None = None
@@ -59,12 +59,15 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "solver_steps.json")
     arguments = parser.parse_args()
-    models = {"base model": measured(backbones.load(model_folder("iconworld")), [])}
+    base = backbones.load(model_folder("iconworld"))
+    models = {"base model": measured(base, iconworld.protocol(PROTOCOL), [])}
     for path in arguments.runs:
         run = Run(path)
-        forgotten = [c for request in run.requests for c in request.concepts]
-        models[f"{path.name}, after {len(run.requests)} requests"] = measured(run.backbone(), forgotten)
-    write_json(arguments.out, {"schema": 1, "protocol": PROTOCOL, "solver": "dpm++", "guidance": 3.0, "models": models})
+        accepted = [record for record in run.records if record.status == "accepted"]
+        forgotten = [c for request in run.requests[: len(accepted)] for c in request.concepts]
+        name = f"{path.name}, {run.protocol.name}, after {len(accepted)} requests"
+        models[name] = measured(run.backbone(), run.protocol, forgotten)
+    write_json(arguments.out, {"schema": 1, "solver": "dpm++", "guidance": 3.0, "models": models})
 
 
 if __name__ == "__main__":
