@@ -3,8 +3,8 @@
     python benchmarks/speed/solver_steps.py RUN...
 
 paints the rows that are painted after every step: of iconworld-dev-a with the base model, and of its own protocol with the
-current model of each RUN (with the rows of what it forgot). It writes benchmarks/speed/results/solver_steps.json. It takes no times: it counts the
-denoiser's evaluations for a picture.
+current model of each RUN (with the rows of what it forgot). It writes benchmarks/speed/results/solver_steps.json, and takes
+no times: it counts the denoiser's evaluations for a picture.
 """
 
 from __future__ import annotations
