@@ -95,7 +95,7 @@ def test_the_published_loop_has_none() -> None:
     warm = {"method": {"warm_start": {}}, "train": {"engine": "reference"}}
     assert preset("lacu-iconworld", warm).method["warm_start"] is False
     assert preset("lacu-iconworld", {"method": warm["method"]}).method["warm_start"] == {
-        "ridge": 0.005,
+        "ridge": 0.05,
         "retain_prompts": 512,
     }
 

@@ -41,7 +41,7 @@ class WarmStartConfig(Strict):
         retain_prompts: retain prompts of each concept that the solution keeps, beside those that are replayed.
     """
 
-    ridge: float = Field(0.005, gt=0)
+    ridge: float = Field(0.05, gt=0)
     retain_prompts: int = Field(512, ge=1, le=100_000)
 
 
