@@ -53,18 +53,12 @@ def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) ->
     return Draws(backbone.add_noise(clean.to(backbone.device), noise.to(backbone.device), t), t)
 
 
-def score_distances(
-    predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, batch_size: int = 64
-) -> Tensor:
-    """Score distance of one source prompt to each of m candidates: `(m,)` float32 on the CPU."""
-    return distances_by_draw(predict, source, candidates, draws, batch_size).mean(0)
-
-
 @torch.no_grad()
 def distances_by_draw(
     predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, batch_size: int
 ) -> Tensor:
-    """The terms whose mean over k draws is the score distance: `(k m)` float32 on the CPU."""
+    """The terms whose mean over k draws is the score distance of one source prompt to each of m candidates: `(k m)` float32 on
+    the CPU."""
     prompts = Conditioning.cat([source, candidates])
     k, m = len(draws.t), len(prompts)
     rows = _rounded(k * m, batch_size).to(draws.t.device)

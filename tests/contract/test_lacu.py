@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from expunge import iconworld, seeds
 from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
 from expunge.concepts import Concept, mentions
-from expunge.locality import Draws, choose_mapping, rank, score_distances, scoring_draws
+from expunge.locality import Draws, choose_mapping, distances_by_draw, rank, scoring_draws
 from expunge.methods import Position
 from expunge.methods.lacu import Lacu, LacuConfig
 from expunge.methods.resteering import State, matching_loss
@@ -129,7 +129,7 @@ def test_score_distance_is_the_mean_squared_difference_of_predictions(backbone: 
     predict = Predictor(backbone, backbone.denoiser, Evaluations())
     draws = scoring_draws(backbone, 3, seeds.generator(0))
     source, others = backbone.encode(["a fox"]), backbone.encode(["a fox", "a wolf", "a bus on a table"])
-    found = score_distances(predict, source, others, draws, batch_size=5)
+    found = distances_by_draw(predict, source, others, draws, batch_size=5).mean(0)
     with torch.no_grad():
         for i in range(3):
             by_hand = [
