@@ -99,10 +99,6 @@ class Backbone(ABC):
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """Conditioning of `prompts`, one row each, on the model's device."""
 
-    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each prompt, from the first that is encoded to the last before the end mark."""
-        raise NotImplementedError(f"{type(self).__name__} does not say what its tokens are.")
-
     @abstractmethod
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         """The denoiser's prediction `(b c h w)` float32 at network time `t` `(b,)`, in the pipeline's own sign."""

@@ -48,11 +48,6 @@ class StableDiffusion(Backbone):
         )
         return Conditioning({"encoder_hidden_states": states.float()})
 
-    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        tokenizer = self.pipeline.tokenizer
-        given = tokenizer(list(prompts), truncation=True, max_length=tokenizer.model_max_length).input_ids
-        return [ids[:-1] for ids in given]
-
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = next(denoiser.parameters()).dtype
         states = conditioning.tensors["encoder_hidden_states"].to(dtype)

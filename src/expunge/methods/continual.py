@@ -93,29 +93,28 @@ class Continual(Resteering):
             if loss in weights:
                 aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
         again = steer_again(config, context, config.again_prompts if "again" in weights else 0)
-        start, kept = self._start(context, near, [*aims, *again.aims], again.used)
+        start, kept = self._start(context, near, retain, [*choices, *again.used])
         record = record_of(choices, near, retain, kept, again.used, again.renewed)
         return Plan([*aims, *again.aims], record, start)
 
     def _start(
-        self, context: StepContext, near: Mapping[str, Neighbours], aims: Sequence[Aim], earlier: Sequence[Choice]
+        self, context: StepContext, near: Mapping[str, Neighbours], retain: Sequence[str], choices: Sequence[Choice]
     ) -> tuple[WarmStart | None, list[str]]:
-        """The warm start for the losses `aims`, and what it keeps beside them. Every earlier concept weighs `lambda_again`."""
+        """The warm start for new and earlier choices, and what it keeps beside the prompts `retain`."""
         config = self.config
         if not config.warm_start:
             return None, []
-        told: dict[str, list[tuple[str, str]]] = {}
-        for aim in (a.narrowed() for a in aims):
-            told.setdefault(aim.loss, []).extend(
-                (p, q) for p, qs in zip(aim.prompts, aim.targets, strict=True) for q in qs
-            )
         kept: list[str] = []
+        parts = [[""]]
         if "preserve" in self.weights:
             more = config.model_copy(update={"retain_prompts": config.warm_start.retain_prompts})
             kept = [p for c in context.concepts for p in retain_prompts(more, context, c, list(near[c.name]))]
-            kept.append("")  # guidance reads it in every second evaluation
-            told["preserve"] += [(p, p) for p in kept]
-        # A mean over all earlier concepts would hold each of them less with every request.
-        again = len({choice.id.partition("/")[0] for choice in earlier})
-        weights = {**self.weights, "again": config.strength * config.lambda_again * again}
-        return warm_start(config.warm_start, context.backbone, told, weights), kept
+            parts.append([*retain, *kept])
+        concepts: dict[str, list[tuple[str, str]]] = {}
+        for choice in choices:
+            pairs_of = concepts.setdefault(choice.id.partition("/")[0], [])
+            pairs_of += [(choice.forget, target.prompt) for target in choice.mapping]
+        start = warm_start(
+            config.warm_start, context.backbone, context.teacher, parts, concepts, strength=config.strength
+        )
+        return start, kept

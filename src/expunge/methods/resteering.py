@@ -254,8 +254,8 @@ class Resteering(GradientMethod[State, Mapping[str, Rows]]):
     @torch.no_grad()
     def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: State) -> None:
         if state.start:
-            for name in state.start.maps:
-                student[name].copy_(state.start.solve(teacher[name], student[name]))
+            for name, value in state.start.solve(teacher, student).items():
+                student[name].copy_(value)
 
     def batch(self, state: State, position: Position, student: Predictor) -> Mapping[str, Rows]:
         """{role: its rows}."""
