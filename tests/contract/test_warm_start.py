@@ -63,11 +63,9 @@ def test_the_first_step_begins_at_the_closed_form(folder: Path, tmp_path: Path) 
             for prompts in (forget, mapping, record.prompts["kept"])
         )
         meant = torch.stack([q[paired(p, q, aim.T @ aim)] for p, q in zip(seen, meant, strict=True)])
-        moments = Moments(
-            *(torch.einsum("bni,bnj->ij", a, b) for a, b in ((seen, seen), (meant, seen), (meant, meant)))
-        )
-        assert remaining(aim, aim, moments) == pytest.approx(1)
-        assert remaining(now, aim, moments) == pytest.approx(0.5, abs=0.02)
+        metric, moments = aim.T @ aim, Moments.of(seen.flatten(0, 1), meant.flatten(0, 1))
+        assert remaining(metric, metric, moments) == pytest.approx(1)
+        assert remaining(aim.T @ now, metric, moments) == pytest.approx(0.5, abs=0.02)
         away = ((seen - meant) @ aim.T).square().sum(-1).mean()
         assert (kept @ (now - aim).T).square().sum(-1).mean() < 0.2 * away
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.methods.warm_start import CLOSE, LIGHT, Moments, WarmStart, paired, remaining, solved
+from expunge.methods.warm_start import CLOSE, LIGHT, Moments, Problem, WarmStart, paired, remaining, solved, way
 
 D, OUT = 16, 5
 
@@ -23,27 +23,43 @@ def stays() -> Tensor:
     return drawn(30, D // 2, seed=0) @ drawn(D // 2, D, seed=100)
 
 
-def pairs() -> dict[str, Moments]:
-    """A concept whose tokens have little way to go, and one whose tokens have much."""
+def pairs() -> dict[str, tuple[Tensor, Tensor]]:
+    """Tokens of a concept that has little way to go, and of one that has much."""
     p = drawn(2, 3, D, seed=1)
-    near, far = p[0] + 0.2 * drawn(3, D, seed=2), p[1] + 3 * drawn(3, D, seed=3)
-    return {"near": moments(p[0], near), "far": moments(p[1], far)}
+    return {"near": (p[0], p[0] + 0.2 * drawn(3, D, seed=2)), "far": (p[1], p[1] + 3 * drawn(3, D, seed=3))}
 
 
-def moments(p: Tensor, q: Tensor) -> Moments:
-    return Moments(p.T @ p / len(p), q.T @ p / len(p), q.T @ q / len(p))
+def base() -> Tensor:
+    return drawn(2 * OUT, D, seed=4)
 
 
-def start(concepts: dict[str, Moments], kept: Tensor, **settings: Any) -> WarmStart:
-    return WarmStart(("k", "v"), [moments(kept, kept)], concepts, **{"remaining": 0.5, "ridge": 0.01, **settings})
+def problem(concepts: dict[str, tuple[Tensor, Tensor]], ridge: float = 0.01) -> Problem:
+    moved = {name: Moments.of(*tokens) for name, tokens in concepts.items()}
+    return Problem(base().T @ base(), [stays().T @ stays() / 30], moved, ridge)
 
 
-def maps(seed: int) -> dict[str, Tensor]:
-    return {"k": drawn(OUT, D, seed=seed), "v": drawn(OUT + 1, D, seed=seed + 1)}
+def left(weights: Tensor, tokens: tuple[Tensor, Tensor]) -> float:
+    return remaining(base().T @ weights, base().T @ base(), Moments.of(*tokens))
 
 
-def stacked(given: dict[str, Tensor]) -> Tensor:
-    return torch.cat([given["k"], given["v"]])
+def lost(weights: Tensor) -> float:
+    return float((stays() @ (weights - base()).T).square().sum())
+
+
+def moved(given: Problem, mu: dict[str, float], previous: Tensor | None = None) -> Tensor:
+    return solved(*given.sums(mu), base(), base() if previous is None else previous, given.ridge)
+
+
+def least(given: Problem, of_the_way: float) -> Tensor:
+    return moved(given, given.multipliers(given.metric, of_the_way))
+
+
+def test_what_is_left_of_the_way_is_what_the_definition_says() -> None:
+    p, q, now = drawn(7, D, seed=0), drawn(7, D, seed=1), drawn(2 * OUT, D, seed=2)
+    way = (p - q) @ base().T
+    expected = ((p @ now.T - q @ base().T) * way).sum() / way.square().sum()
+    assert left(now, (p, q)) == pytest.approx(float(expected))
+    assert left(base(), (p, q)) == pytest.approx(1)
 
 
 def test_the_solution_is_where_the_gradient_of_the_objective_vanishes() -> None:
@@ -65,34 +81,29 @@ def test_the_solution_is_where_the_gradient_of_the_objective_vanishes() -> None:
 
 def test_without_a_ridge_fewer_tokens_than_dimensions_are_met_exactly() -> None:
     p, q, teacher = drawn(2, D, seed=0), drawn(2, D, seed=1), drawn(OUT, D, seed=2)
-    given = moments(p, q)
+    given = Moments.of(p, q)
     found = solved(given.own, given.cross, teacher, drawn(OUT, D, seed=3), 1e-12)
     torch.testing.assert_close(p @ found.T, q @ teacher.T, atol=1e-6, rtol=0)
 
 
 def test_of_every_concept_as_much_is_left_as_was_asked_for() -> None:
-    base = maps(4)
-    aim = stacked(base)
+    given = problem(pairs())
     for asked in (0.5, 0.3):
-        warm = start(pairs(), stays(), remaining=asked)
-        left = {n: remaining(stacked(warm.solve(base, base)), aim, m) for n, m in pairs().items()}
-        assert left == pytest.approx({"near": asked, "far": asked}, abs=CLOSE)
-    alike = solved(*warm._sums({"near": 0.1, "far": 0.1}, aim), aim, aim, warm.ridge)
-    assert remaining(aim, aim, pairs()["near"]) == pytest.approx(1)
-    assert abs(remaining(alike, aim, pairs()["near"]) - remaining(alike, aim, pairs()["far"])) > 0.05
+        found = least(given, asked)
+        assert {n: left(found, tokens) for n, tokens in pairs().items()} == pytest.approx(
+            {"near": asked, "far": asked}, abs=CLOSE
+        )
+    alike = moved(given, {"near": 0.1, "far": 0.1})
+    assert abs(left(alike, pairs()["near"]) - left(alike, pairs()["far"])) > 0.05
 
 
-def test_less_that_stays_is_lost_than_with_one_weight_for_all() -> None:
-    base = maps(4)
-    aim, warm = stacked(base), start(pairs(), stays())
-
-    def lost(weights: Tensor) -> float:
-        return float((stays() @ (weights - aim).T).square().sum())
-
-    own, short = lost(stacked(warm.solve(base, base))), 0
+def test_less_that_stays_is_lost_than_with_one_multiplier_for_all() -> None:
+    given = problem(pairs())
+    own, short = lost(least(given, 0.5)), 0
+    scale = {name: float(way(given.metric, moments)) for name, moments in given.moved.items()}
     for weight in (1e-5 * 1.1**n for n in range(120)):
-        found = solved(*warm._sums(dict.fromkeys(pairs(), weight), aim), aim, aim, warm.ridge)
-        enough = all(remaining(found, aim, m) <= 0.5 + CLOSE for m in pairs().values())
+        found = moved(given, {name: weight * scale[name] for name in scale})
+        enough = all(left(found, tokens) <= 0.5 + CLOSE for tokens in pairs().values())
         assert not enough or lost(found) > own
         short += lost(found) < own
     assert 0 < short < 120
@@ -101,44 +112,61 @@ def test_less_that_stays_is_lost_than_with_one_weight_for_all() -> None:
 def test_a_concept_that_is_kept_elsewhere_ends_the_search() -> None:
     """The same tokens shall stay and go: half of the way is left, and what can go still goes."""
     other = drawn(2, D, seed=2)
-    concepts = {"both": moments(stays(), drawn(30, D, seed=1)), "other": moments(other, -other)}
-    base = maps(3)
-    aim, warm = stacked(base), start(concepts, stays(), remaining=0.2)
-    assert warm.weights(aim, aim)["both"] == 1
-    found = stacked(warm.solve(base, base))
-    assert remaining(found, aim, concepts["both"]) > 0.25
-    assert remaining(found, aim, concepts["other"]) == pytest.approx(0.2, abs=CLOSE)
+    concepts = {"both": (stays(), drawn(30, D, seed=1)), "other": (other, -other)}
+    given = problem(concepts)
+    assert given.multipliers(given.metric, 0.2)["both"] == 1
+    found = least(given, 0.2)
+    assert left(found, concepts["both"]) > 0.25
+    assert left(found, concepts["other"]) == pytest.approx(0.2, abs=CLOSE)
 
 
 def test_what_is_gone_already_is_not_pushed() -> None:
-    """From W_(k-1) at the target, with a ridge that holds it there, hardly a weight is left."""
-    kept = stays()
-    concepts = {"gone": moments(drawn(2, D, seed=1), drawn(2, D, seed=2))}
-    base = maps(3)
-    gone = start(concepts, kept, remaining=0.01).solve(base, base)
-    warm = start(concepts, kept, ridge=1e9)
-    assert warm.weights(stacked(base), stacked(gone))["gone"] < LIGHT
-    for name, value in warm.solve(base, gone).items():
-        torch.testing.assert_close(value, gone[name])
+    """From W_(k-1) at the target, with a ridge that holds it there, hardly a multiplier is left."""
+    concepts = {"gone": (drawn(2, D, seed=1), drawn(2, D, seed=2))}
+    gone = least(problem(concepts), 0.01)
+    held = problem(concepts, ridge=1e9)
+    mu = held.multipliers(base().T @ gone, 0.5)
+    assert mu["gone"] < LIGHT
+    torch.testing.assert_close(moved(held, mu, previous=gone), gone)
 
 
-def test_each_map_has_the_dtype_and_shape_of_the_previous_weights() -> None:
-    warm = start({"fox": moments(drawn(3, D, seed=0), drawn(3, D, seed=1))}, drawn(30, D, seed=2))
-    base = maps(3)
-    found = warm.solve({n: w.bfloat16() for n, w in base.items()}, {n: w.float() for n, w in base.items()})
+def start(concepts: dict[str, tuple[Tensor, Tensor]]) -> WarmStart:
+    """Of two maps, each concept a prompt."""
+    embedded = {name: (told[None], aimed[None]) for name, (told, aimed) in concepts.items()}
+    return WarmStart(("k", "v"), [stays().T @ stays() / 30], embedded, 0.5, 0.01)
+
+
+def test_all_maps_are_solved_together_whatever_the_order_of_the_tokens() -> None:
+    aims = {"k": base()[:3], "v": base()[3:]}
+    expected = least(problem({n: (p, q) for n, (p, q) in pairs().items()}), 0.5)
+    for order in ([0, 1, 2], [2, 0, 1]):
+        found = start({n: (p, q[order]) for n, (p, q) in pairs().items()}).solve(aims, aims)
+        torch.testing.assert_close(torch.cat([found["k"], found["v"]]), expected)
+
+
+def test_each_map_has_the_dtype_of_the_previous_weights() -> None:
+    aims = {"k": base()[:3].bfloat16(), "v": base()[3:].bfloat16()}
+    found = start(pairs()).solve(aims, {n: w.float() for n, w in aims.items()})
     assert {n: w.dtype for n, w in found.items()} == {"k": torch.float32, "v": torch.float32}
-    assert {n: w.shape for n, w in found.items()} == {n: w.shape for n, w in base.items()}
+
+
+def test_a_concept_without_a_way_is_left_out() -> None:
+    """Where the text encoder cuts two prompts off before they differ."""
+    same = drawn(3, D, seed=9)
+    aims = {"k": base()[:3], "v": base()[3:]}
+    found, without = (start(given).solve(aims, aims) for given in (pairs() | {"same": (same, same)}, pairs()))
+    torch.testing.assert_close(found["k"], without["k"])
 
 
 def test_tokens_take_the_order_in_which_least_has_to_move() -> None:
     told, aimed, weights = drawn(5, D, seed=0), drawn(5, D, seed=1), drawn(OUT, D, seed=2)
 
-    def moved(order: Any) -> float:
+    def distance(order: Any) -> float:
         return float(((told - aimed[list(order)]) @ weights.T).square().sum())
 
     found = paired(told, aimed, weights.T @ weights).tolist()
-    assert moved(found) == pytest.approx(min(moved(order) for order in permutations(range(5))))
-    assert moved(found) < moved(range(5))
+    assert distance(found) == pytest.approx(min(distance(order) for order in permutations(range(5))))
+    assert distance(found) < distance(range(5))
     assert paired(told, told[[3, 0, 4, 1, 2]], weights.T @ weights).tolist() == [1, 3, 4, 0, 2]
 
 

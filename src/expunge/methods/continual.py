@@ -114,7 +114,4 @@ class Continual(Resteering):
         for choice in choices:
             pairs_of = concepts.setdefault(choice.id.partition("/")[0], [])
             pairs_of += [(choice.forget, target.prompt) for target in choice.mapping]
-        start = warm_start(
-            config.warm_start, context.backbone, context.teacher, parts, concepts, strength=config.strength
-        )
-        return start, kept
+        return warm_start(config.warm_start, context.backbone, parts, concepts, config.strength), kept

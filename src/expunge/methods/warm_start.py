@@ -8,19 +8,19 @@ the least change of them with which every concept c, the new ones and those that
 
 p being its forget prompts, q their mapping prompts and r what stays; W* is the teacher's. (The empty prompt is what guidance
 reads in every second evaluation.) Of the way from a forget prompt to its mapping prompt `remaining` is left at most. With a
-weight mu_c for each concept in place of the constraints,
+multiplier mu_c for each concept in place of the constraints,
 
     W_k = argmin_W  E || W e(r) - W* e(r) ||^2  +  ...  +  sum_c mu_c E || W e(p) - W* e(q) ||^2  +  rho || W - W_(k-1) ||^2
 
-has the solution `solved`, and the least weights are found by turning each up or down until its concept lies where it shall.
-One weight for all would not do: a background moves its tokens a twentieth as far as a style does, and comes back where a style
+has the solution `solved`, and the least multipliers are found by turning each up or down until its concept lies where it
+shall. One for all would not do: a background moves its tokens a twentieth as far as a style does, and comes back where a style
 is long gone. The means go over all tokens. Cross-attention does not see their order, so the tokens of q may change places,
 and they take the order in which least has to move (`paired`).
 
 No denoiser is evaluated for it, so that many more prompts can be kept than replay could paint. Training then begins at W_k,
 and a few steps do what many did.
 
-Source: the solution for given weights is that of UCE (Gandikota et al., "Unified Concept Editing in Diffusion Models",
+Source: the solution for given multipliers is that of UCE (Gandikota et al., "Unified Concept Editing in Diffusion Models",
 arXiv 2308.14761, section 4), there a method of its own, with one target for each concept's name instead of whole prompts. The
 constraints and the order of tokens are ours.
 """
@@ -35,7 +35,7 @@ from pydantic import Field
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from expunge.backbones import Backbone, Predictor
+from expunge.backbones import Backbone
 from expunge.schema import Strict
 
 Pairs = Sequence[tuple[str, str]]
@@ -44,11 +44,11 @@ Pairs = Sequence[tuple[str, str]]
 BATCH = 64
 """Prompts that are encoded at once."""
 ROUNDS = 100
-"""How often the weights are turned at most."""
+"""How often the multipliers are turned at most."""
 CLOSE = 0.01
 """How far from `remaining` a concept may end."""
 LIGHT = 1e-6
-"""A weight that is none."""
+"""A multiplier that is none."""
 
 
 class WarmStartConfig(Strict):
@@ -79,6 +79,11 @@ class Moments:
     cross: Tensor
     target: Tensor
 
+    @classmethod
+    def of(cls, told: Tensor, aimed: Tensor) -> Moments:
+        """Of embeddings e(p) and e(q) `(n d)`."""
+        return cls(*(one.T @ other / len(told) for one, other in ((told, told), (aimed, told), (aimed, aimed))))
+
 
 @dataclass(frozen=True)
 class WarmStart:
@@ -86,51 +91,83 @@ class WarmStart:
 
     Attributes:
         maps: names of the weights W `(out d)`.
-        kept: of what stays, each part as heavy as the other; each prompt is its own target.
-        concepts: of each concept.
+        kept: E e(r) e(r)^T `(d d)` of what stays, float64; each part is as heavy as the other.
+        concepts: embeddings of each concept's prompts and of their targets, `(n tokens d)` each.
     """
 
     maps: Sequence[str]
-    kept: Sequence[Moments]
-    concepts: Mapping[str, Moments]
+    kept: Sequence[Tensor]
+    concepts: Mapping[str, tuple[Tensor, Tensor]]
     remaining: float
     ridge: float
 
     def solve(self, teacher: Mapping[str, Tensor], previous: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """{map: W_k `(out d)`} from W* and W_(k-1), in the dtype of W_(k-1)."""
-        aims, starts = (torch.cat([given[n].to(self.kept[0].own) for n in self.maps]) for given in (teacher, previous))
-        weights = self.weights(aims, starts)
-        moved = solved(*self._sums(weights, aims), aims, starts, self.ridge)
+        aims, starts = (torch.cat([given[n].to(self.kept[0]) for n in self.maps]) for given in (teacher, previous))
+        metric = aims.T @ aims
+        problem = Problem(metric, self.kept, self._moved(metric), self.ridge)
+        moved = solved(*problem.sums(problem.multipliers(aims.T @ starts, self.remaining)), aims, starts, self.ridge)
         parts = moved.split([len(previous[n]) for n in self.maps])
         return {n: part.to(previous[n]) for n, part in zip(self.maps, parts, strict=True)}
 
-    def weights(self, teacher: Tensor, previous: Tensor) -> dict[str, float]:
-        """{concept: mu_c}, both losses of it in units of what they are where nothing moved and where nothing is left.
+    def _moved(self, metric: Tensor) -> dict[str, Moments]:
+        """Of each concept, its tokens paired. Where the encoder cuts prompts off before they differ, there is no way to go."""
+        found = {}
+        for name, (told, aimed) in self.concepts.items():
+            told, aimed = told.to(metric), aimed.to(metric)
+            order = [paired(p, q, metric) for p, q in zip(told, aimed, strict=True)]
+            aimed = torch.stack([q[places] for q, places in zip(aimed, order, strict=True)])
+            found[name] = Moments.of(told.flatten(0, 1), aimed.flatten(0, 1))
+        return {name: moments for name, moments in found.items() if way(metric, moments) > 0}
 
-        None is greater than 1: nothing is worth more than all the rest. A concept that would need more ends above `remaining`.
+
+@dataclass(frozen=True)
+class Problem:
+    """What stays and what moves, seen through W*.
+
+    Attributes:
+        metric: W*^T W* `(d d)`.
+        kept, ridge: see `WarmStart` and `WarmStartConfig`.
+        moved: of each concept.
+    """
+
+    metric: Tensor
+    kept: Sequence[Tensor]
+    moved: Mapping[str, Moments]
+    ridge: float
+
+    def multipliers(self, start: Tensor, least: float) -> dict[str, float]:
+        """{concept: mu_c}, the least with which no more than `least` of any concept's way remains.
+
+        A concept's loss is in units of what it is before anything moves, and that of each part that stays in units of what it
+        would be if nothing of it were left. No mu_c is greater than 1: no concept is worth more than all that stays. One that
+        would need more keeps more of its way.
+
+        Args:
+            start: W*^T W_(k-1) `(d d)`.
         """
-        mu = dict.fromkeys(self.concepts, 0.01)
+        mu = dict.fromkeys(self.moved, 0.01)
         for _ in range(ROUNDS):
-            now = solved(*self._sums(mu, teacher), teacher, previous, self.ridge)
-            left = {name: remaining(now, teacher, moments) for name, moments in self.concepts.items()}
-            if all(_settled(left[n] - self.remaining, mu[n]) for n in mu):
+            # All that the search needs of W is W*^T W, and that is the same solution for W*^T W* and W*^T W_(k-1).
+            mixed = solved(*self.sums(mu), self.metric, start, self.ridge)
+            left = {name: remaining(mixed, self.metric, moments) for name, moments in self.moved.items()}
+            if all(_settled(left[n] - least, mu[n]) for n in mu):
                 break
-            mu = {n: min(1.0, mu[n] * max(left[n] / self.remaining, 0.1) ** 2) for n in mu}
+            mu = {n: min(1.0, mu[n] * max(left[n] / least, 0.1) ** 2) for n in mu}
         return mu
 
-    def _sums(self, weights: Mapping[str, float], teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sums of `own` and of `cross`."""
-        metric = teacher.T @ teacher
-        parts = [(1 / (metric * moments.own).sum(), moments) for moments in self.kept]
-        parts += [(weights[name] / way(metric, moments), moments) for name, moments in self.concepts.items()]
-        own = torch.stack([scale * moments.own for scale, moments in parts]).sum(dim=0)
-        cross = torch.stack([scale * moments.cross for scale, moments in parts]).sum(dim=0)
-        return own, cross
+    def sums(self, mu: Mapping[str, float]) -> tuple[Tensor, Tensor]:
+        """The sums of E e(p) e(p)^T and of E e(q) e(p)^T over what stays and what moves, weighted, `(d d)` each."""
+        stays = torch.stack([kept / (self.metric * kept).sum() for kept in self.kept]).sum(dim=0)
+        scales = {name: mu[name] / way(self.metric, moments) for name, moments in self.moved.items()}
+        own = [scales[name] * moments.own for name, moments in self.moved.items()]
+        cross = [scales[name] * moments.cross for name, moments in self.moved.items()]
+        return torch.stack([stays, *own]).sum(dim=0), torch.stack([stays, *cross]).sum(dim=0)
 
 
-def _settled(over: float, weight: float) -> bool:
-    """Whether a concept that lies `over` what may remain of it needs no other weight."""
-    return abs(over) < CLOSE or (weight == 1 if over > 0 else weight < LIGHT)
+def _settled(over: float, multiplier: float) -> bool:
+    """Whether a concept that lies `over` what may remain of it needs no other multiplier."""
+    return abs(over) < CLOSE or (multiplier == 1 if over > 0 else multiplier < LIGHT)
 
 
 def solved(own: Tensor, cross: Tensor, teacher: Tensor, previous: Tensor, ridge: float) -> Tensor:
@@ -139,7 +176,7 @@ def solved(own: Tensor, cross: Tensor, teacher: Tensor, previous: Tensor, ridge:
         = (W* sum mu E e(q) e(p)^T  +  rho W_(k-1)) (sum mu E e(p) e(p)^T  +  rho I)^(-1)
 
     Args:
-        own, cross: the sums `(d d)` over everything that is kept or aimed at.
+        own, cross: the sums `(d d)` over everything that is kept or moved.
         teacher, previous: W* and W_(k-1) `(out d)`.
         ridge: see `WarmStartConfig`.
     """
@@ -154,9 +191,12 @@ def way(metric: Tensor, moments: Moments) -> Tensor:
     return (metric * (moments.own - 2 * moments.cross + moments.target)).sum()
 
 
-def remaining(weights: Tensor, teacher: Tensor, moments: Moments) -> float:
-    """E < W e(p) - W* e(q), W* e(p) - W* e(q) > / E || W* e(p) - W* e(q) ||^2: 1 where nothing moved, 0 at the target."""
-    metric, mixed = teacher.T @ teacher, teacher.T @ weights
+def remaining(mixed: Tensor, metric: Tensor, moments: Moments) -> float:
+    """E < W e(p) - W* e(q), W* e(p) - W* e(q) > / E || W* e(p) - W* e(q) ||^2: 1 where nothing moved, 0 at the target.
+
+    Args:
+        mixed, metric: W*^T W and W*^T W* `(d d)`.
+    """
     reached = (mixed * moments.own).sum() - (mixed * moments.cross).sum()
     aim = (metric * (moments.cross - moments.target)).sum()
     return float((reached - aim) / way(metric, moments))
@@ -166,7 +206,6 @@ def remaining(weights: Tensor, teacher: Tensor, moments: Moments) -> float:
 def warm_start(
     config: WarmStartConfig,
     backbone: Backbone,
-    teacher: Predictor,
     kept: Sequence[Sequence[str]],
     concepts: Mapping[str, Pairs],
     strength: float,
@@ -177,34 +216,27 @@ def warm_start(
         ExpungeError: for a family whose denoiser does not read prompts through linear maps of their own.
     """
     maps = backbone.text_maps()
-    own = dict(teacher.denoiser.named_parameters())
-    metric = sum((own[n].double().T @ own[n].double() for n in maps), start=torch.zeros((), dtype=torch.float64))
-    moved = {name: _moments(backbone, pairs, metric) for name, pairs in concepts.items()}
-    return WarmStart(
-        maps,
-        [_moments(backbone, [(prompt, prompt) for prompt in prompts], metric) for prompts in kept],
-        # Where the encoder cuts prompts off before they differ, there is no way to go.
-        {name: moments for name, moments in moved.items() if way(metric, moments) > 0},
-        config.remaining / strength,
-        config.ridge,
-    )
+    embedded = {}
+    for name, pairs in concepts.items():
+        told, aimed = zip(*dict.fromkeys(pairs), strict=True)
+        embedded[name] = (_embedded(backbone, told), _embedded(backbone, aimed))
+    moments = [_second_moment(backbone, list(dict.fromkeys(prompts))) for prompts in kept]
+    return WarmStart(maps, moments, embedded, config.remaining / strength, config.ridge)
 
 
-def _moments(backbone: Backbone, pairs: Pairs, metric: Tensor) -> Moments:
-    """On the backbone's device."""
-    unlike = list(dict.fromkeys(pairs))
-    sums, count = [torch.zeros_like(metric) for _ in range(3)], 0
-    for start in range(0, len(unlike), BATCH):
-        told, aimed = (list(prompts) for prompts in zip(*unlike[start : start + BATCH], strict=True))
-        seen = backbone.encode(told).tensors["encoder_hidden_states"].double()
-        meant = seen
-        if told != aimed:
-            meant = backbone.encode(aimed).tensors["encoder_hidden_states"].double()
-            meant = torch.stack([q[paired(p, q, metric)] for p, q in zip(seen, meant, strict=True)])
-        for total, (one, other) in zip(sums, ((seen, seen), (meant, seen), (meant, meant)), strict=True):
-            total += torch.einsum("bni,bnj->ij", one, other)
-        count += seen.shape[0] * seen.shape[1]
-    return Moments(*(total / count for total in sums))
+def _embedded(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
+    """`(n tokens d)`."""
+    return backbone.encode(list(prompts)).tensors["encoder_hidden_states"]
+
+
+def _second_moment(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
+    """E e(r) e(r)^T over all tokens `(d d)`, float64. A few prompts are encoded at a time."""
+    sums, tokens = [], 0
+    for start in range(0, len(prompts), BATCH):
+        seen = _embedded(backbone, prompts[start : start + BATCH]).flatten(0, 1).double()
+        sums.append(seen.T @ seen)
+        tokens += len(seen)
+    return torch.stack(sums).sum(dim=0) / tokens
 
 
 def paired(told: Tensor, aimed: Tensor, metric: Tensor) -> Tensor:
