@@ -25,7 +25,9 @@ FAST = (
     "--set", "gate.forget=0", "--set", "gate.max_ira_drop=1", "--set", "gate.max_cra_drop=1",
     "--set", "gate.max_context_drop=1", "--set", "gate.max_collapsed=1",
 )  # fmt: skip
-"""Options of `expunge run` that make it fast, and let every step pass its gate: six steps forget nothing."""
+"""Options of `expunge run` that make it fast, and let every step pass its gate."""
+COLD = ("--set", "method.warm_start=false")
+"""Without a closed form to begin at, six steps forget nothing."""
 
 
 def command(*arguments: str | Path) -> list[str]:

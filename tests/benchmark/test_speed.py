@@ -16,6 +16,7 @@ from expunge.benchmark import Experiment, machine, speed
 from expunge.benchmark.machine import Machine
 from expunge.benchmark.speed import Plan, Settings, SpeedResults, Timed, measure
 from expunge.errors import ExpungeError
+from expunge.reference import METHOD_SETTINGS
 from expunge.stream import preset
 from expunge.stream.summary import EvaluationCounts, Seconds
 from runs import FAST, PROTOCOL, expunge
@@ -47,13 +48,18 @@ def test_the_flag_means_the_published_settings_whatever_a_preset_says() -> None:
     assert published.replay.model_copy(update={"batch_size": 64}) == preset("lacu-sd15").replay
 
 
-def test_the_experiment_on_quality_differs_in_the_engine_alone() -> None:
+def test_the_experiment_on_quality_differs_in_the_engine_and_its_steps_alone() -> None:
     experiment = Experiment.read(Path(__file__).parents[2] / "benchmarks" / "speed" / "quality.toml")
-    reference, fast = (
-        preset(variant.preset, variant.changes).model_dump(exclude={"replay": True, "train": {"engine", "precision"}})
-        for variant in experiment.variants.values()
-    )
-    assert reference == fast
+    configs = {name: preset(variant.preset, variant.changes) for name, variant in experiment.variants.items()}
+    engine = {"replay": True, "method": set(METHOD_SETTINGS), "train": {"engine", "precision", "steps"}}
+    compared = [config.model_dump(exclude=engine) for config in configs.values()]
+    assert compared[0] == compared[1] == compared[2]
+    assert {name: config.train.engine for name, config in configs.items()} == {
+        "reference": "reference",
+        "fast": "fast",
+        "reference-equal": "reference",
+    }
+    assert configs["reference-equal"].train.steps == configs["fast"].train.steps
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from PIL import Image
 import expunge as package
 from expunge import backbones, iconworld
 from expunge.files import digest_bytes, digest_file, load_tensors
-from runs import FAST, expunge
+from runs import COLD, FAST, expunge
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
 
@@ -132,7 +132,7 @@ def test_a_stream_stays_open(finished_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(tmp_path: Path) -> None:
-    output = expunge("run", tmp_path / "run", "panda", *FAST, "--set", "gate.forget=1.0", code=1)
+    output = expunge("run", tmp_path / "run", "panda", *FAST, *COLD, "--set", "gate.forget=1.0", code=1)
     assert "did not pass the gate: UA of panda is" in output
     run = package.Run(tmp_path / "run")
     assert [r.status for r in run.records] == ["rejected"]

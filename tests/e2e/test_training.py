@@ -11,14 +11,14 @@ from expunge import Run, backbones, iconworld, seeds
 from expunge.backbones import Evaluations, Predictor, stored_denoiser
 from expunge.files import load_tensors
 from expunge.locality import rank, scoring_draws
-from runs import FAST, expunge
+from runs import COLD, FAST, expunge
 
 
 def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_stopped(tmp_path: Path) -> None:
     path = tmp_path / "run"
     rule = "{check_every = 2, patience = 1, tolerance = 10, batches = 1}"  # any second check is close enough
     settings = ("train.parameters=lora", f"train.stop={rule}", "train.warmup_steps=2", "replay.source=bank")
-    expunge("run", path, "panda", *FAST, *(part for setting in settings for part in ("--set", setting)))
+    expunge("run", path, "panda", *FAST, *COLD, *(part for setting in settings for part in ("--set", setting)))
 
     step = path / "steps" / "0001"
     log = [json.loads(line) for line in (step / "train.jsonl").read_text().splitlines()]

@@ -83,12 +83,12 @@ def check_warm_start(config: RunConfig, backbone: type[Backbone]) -> None:
     if not backbone.text_map_names:
         raise ExpungeError(
             f"{backbone.__name__} does not read prompts through linear maps of their own, which a warm start solves for. "
-            "Leave method.warm_start out."
+            "Set method.warm_start=false."
         )
     if config.train.parameters not in WARM_STARTED:
         raise ExpungeError(
             f"A warm start changes keys and values of cross-attention, and train.parameters is {config.train.parameters!r}. "
-            f"Choose one of {', '.join(WARM_STARTED)}, or leave method.warm_start out."
+            f"Choose one of {', '.join(WARM_STARTED)}, or set method.warm_start=false."
         )
 
 
