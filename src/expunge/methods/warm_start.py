@@ -1,19 +1,17 @@
 """A warm start in closed form: what keys and values alone can forget is forgotten before the first optimizer step.
 
-Cross-attention reads a prompt through linear maps W, the keys and values of every layer, of its tokens' embeddings e. W_k is
-the least change of them with which every concept c, the new ones and those that earlier steps forgot, has left its place:
+Cross-attention reads a prompt through linear maps W, the keys and values of every layer, of its tokens' embeddings e. With
+forget prompts p of each concept c, the new ones and those that `again` re-steers, their mapping prompts q, and r what stays,
 
-    W_k = argmin_W  E || W e(r) - W* e(r) ||^2  +  E || W e("") - W* e("") ||^2  +  rho || W - W_(k-1) ||^2
-          such that  E < W e(p) - W* e(q), W* e(p) - W* e(q) >  <=  remaining  E || W* e(p) - W* e(q) ||^2     for every c,
+    W_k = argmin_W  E || W e(r) - W* e(r) ||^2 / E || W* e(r) ||^2  +  the same for the empty prompt
+                    +  sum_c mu_c E || W e(p) - W* e(q) ||^2 / E || W* e(p) - W* e(q) ||^2  +  rho || W - W_(k-1) ||^2,
 
-p being its forget prompts, q their mapping prompts and r what stays; W* is the teacher's. (The empty prompt is what guidance
-reads in every second evaluation.) Of the way from a forget prompt to its mapping prompt `remaining` is left at most. With a
-multiplier mu_c for each concept in place of the constraints,
+W* being the teacher's (the solution is `solved`; the empty prompt is what guidance reads in every second evaluation). The
+multipliers are turned up or down until of every concept's way just so much is left:
 
-    W_k = argmin_W  E || W e(r) - W* e(r) ||^2  +  ...  +  sum_c mu_c E || W e(p) - W* e(q) ||^2  +  rho || W - W_(k-1) ||^2
+    E < W e(p) - W* e(q), W* e(p) - W* e(q) >  =  remaining  E || W* e(p) - W* e(q) ||^2.
 
-has the solution `solved`, and the least multipliers are found by turning each up or down until its concept lies where it
-shall. One for all would not do: a background moves its tokens a twentieth as far as a style does, and comes back where a style
+One multiplier for all would not do: a background moves its tokens a twentieth as far as a style does, and comes back where a style
 is long gone. The means go over all tokens. Cross-attention does not see their order, so the tokens of q may change places,
 and they take the order in which least has to move (`paired`).
 
@@ -57,7 +55,7 @@ class WarmStartConfig(Strict):
         remaining: what is left at most of the way from a forget prompt's keys and values to its mapping prompt's. `strength`
             divides it.
         ridge: rho, in units of the mean eigenvalue of the matrix that it is added to.
-        retain_prompts: retain prompts of each concept that the solution keeps, beside those that are replayed.
+        retain_prompts: retain prompts of each concept that the solution keeps, those that are replayed among them.
     """
 
     remaining: float = Field(0.5, gt=0, le=1)
@@ -137,11 +135,11 @@ class Problem:
     ridge: float
 
     def multipliers(self, start: Tensor, least: float) -> dict[str, float]:
-        """{concept: mu_c}, the least with which no more than `least` of any concept's way remains.
+        """{concept: mu_c} with which no more than `least` of any concept's way remains.
 
         A concept's loss is in units of what it is before anything moves, and that of each part that stays in units of what it
-        would be if nothing of it were left. No mu_c is greater than 1: no concept is worth more than all that stays. One that
-        would need more keeps more of its way.
+        would be if nothing of it were left. No mu_c is greater than 1: a concept's whole way counts at most as much as all of
+        one part of what stays. One that would need more keeps more of its way.
 
         Args:
             start: W*^T W_(k-1) `(d d)`.
