@@ -70,6 +70,16 @@ def test_the_first_step_begins_at_the_closed_form(folder: Path, tmp_path: Path) 
         assert (kept @ (now - aim).T).square().sum(-1).mean() < 0.2 * away
 
 
+def test_more_strength_leaves_less_of_the_way(folder: Path) -> None:
+    lacu: Any = METHODS["lacu"]
+    left = {}
+    for strength in (1.0, 2.0):
+        config = lacu.Config(**{**SMALL["lacu"], **WARM, "strength": strength})
+        state, _ = lacu(config).prepare(context(load(folder)))
+        left[strength] = state.start.remaining
+    assert left == {1.0: 0.5, 2.0: 0.25}
+
+
 def test_a_step_that_was_interrupted_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"changes": WARM, "parameters": "cross-attention", "steps": 6, "checkpoint_steps": 2}
     whole = run_step(load(folder), tmp_path / "whole", **settings)

@@ -144,6 +144,17 @@ def test_all_maps_are_solved_together_whatever_the_order_of_the_tokens() -> None
         torch.testing.assert_close(torch.cat([found["k"], found["v"]]), expected)
 
 
+def test_the_teacher_is_aimed_at_and_the_previous_weights_are_where_it_starts() -> None:
+    previous = base() + 0.3 * drawn(2 * OUT, D, seed=5)
+    aims, starts = ({"k": w[:3], "v": w[3:]} for w in (base(), previous))
+    given = problem(pairs())
+    expected = moved(given, given.multipliers(base().T @ previous, 0.5), previous=previous)
+    found = start(pairs()).solve(aims, starts)
+    torch.testing.assert_close(torch.cat([found["k"], found["v"]]), expected)
+    swapped = start(pairs()).solve(starts, aims)
+    assert (torch.cat([swapped["k"], swapped["v"]]) - expected).abs().max() > 0.1
+
+
 def test_each_map_has_the_dtype_of_the_previous_weights() -> None:
     aims = {"k": base()[:3].bfloat16(), "v": base()[3:].bfloat16()}
     found = start(pairs()).solve(aims, {n: w.float() for n, w in aims.items()})

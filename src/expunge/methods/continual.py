@@ -112,6 +112,6 @@ class Continual(Resteering):
             parts.append([*retain, *kept])
         concepts: dict[str, list[tuple[str, str]]] = {}
         for choice in choices:
-            pairs_of = concepts.setdefault(choice.id.partition("/")[0], [])
+            pairs_of = concepts.setdefault(choice.id.rpartition("/")[0], [])
             pairs_of += [(choice.forget, target.prompt) for target in choice.mapping]
         return warm_start(config.warm_start, context.backbone, parts, concepts, config.strength), kept

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from pydantic import Field
@@ -46,7 +47,7 @@ ROUNDS = 100
 CLOSE = 0.01
 """How far from `remaining` a concept may end."""
 LIGHT = 1e-6
-"""A multiplier that is none."""
+"""Below this a multiplier counts as none."""
 
 
 class WarmStartConfig(Strict):
@@ -134,8 +135,18 @@ class Problem:
     moved: Mapping[str, Moments]
     ridge: float
 
-    def multipliers(self, start: Tensor, least: float) -> dict[str, float]:
-        """{concept: mu_c} with which no more than `least` of any concept's way remains.
+    @cached_property
+    def stays(self) -> Tensor:
+        """sum E e(r) e(r)^T over the parts that stay, each in units of what it would be if nothing of it were left `(d d)`."""
+        return torch.stack([kept / (self.metric * kept).sum() for kept in self.kept]).sum(dim=0)
+
+    @cached_property
+    def ways(self) -> dict[str, Tensor]:
+        """{concept: E || W* e(p) - W* e(q) ||^2}"""
+        return {name: way(self.metric, moments) for name, moments in self.moved.items()}
+
+    def multipliers(self, start: Tensor, most: float) -> dict[str, float]:
+        """{concept: mu_c} with which no more than `most` of any concept's way remains.
 
         A concept's loss is in units of what it is before anything moves, and that of each part that stays in units of what it
         would be if nothing of it were left. No mu_c is greater than 1: a concept's whole way counts at most as much as all of
@@ -149,18 +160,17 @@ class Problem:
             # All that the search needs of W is W*^T W, and that is the same solution for W*^T W* and W*^T W_(k-1).
             mixed = solved(*self.sums(mu), self.metric, start, self.ridge)
             left = {name: remaining(mixed, self.metric, moments) for name, moments in self.moved.items()}
-            if all(_settled(left[n] - least, mu[n]) for n in mu):
+            if all(_settled(left[n] - most, mu[n]) for n in mu):
                 break
-            mu = {n: min(1.0, mu[n] * max(left[n] / least, 0.1) ** 2) for n in mu}
+            mu = {n: min(1.0, mu[n] * max(left[n] / most, 0.1) ** 2) for n in mu}
         return mu
 
     def sums(self, mu: Mapping[str, float]) -> tuple[Tensor, Tensor]:
         """The sums of E e(p) e(p)^T and of E e(q) e(p)^T over what stays and what moves, weighted, `(d d)` each."""
-        stays = torch.stack([kept / (self.metric * kept).sum() for kept in self.kept]).sum(dim=0)
-        scales = {name: mu[name] / way(self.metric, moments) for name, moments in self.moved.items()}
+        scales = {name: mu[name] / self.ways[name] for name in self.moved}
         own = [scales[name] * moments.own for name, moments in self.moved.items()]
         cross = [scales[name] * moments.cross for name, moments in self.moved.items()]
-        return torch.stack([stays, *own]).sum(dim=0), torch.stack([stays, *cross]).sum(dim=0)
+        return torch.stack([self.stays, *own]).sum(dim=0), torch.stack([self.stays, *cross]).sum(dim=0)
 
 
 def _settled(over: float, multiplier: float) -> bool:
