@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Self
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 from pydantic import Field
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -170,7 +171,6 @@ def train(
         )
         held = _previous(trained, teacher, method) if constraints else {}
         own = dict(backbone.denoiser.named_parameters())
-        method.start(own, base if method.teacher == "base" else own, state)
         done, checks = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
         if accelerator.is_main_process:
             _keep_log_until(log, done)
@@ -185,6 +185,11 @@ def train(
         held_out = _HeldOut(accelerator, method, state, teacher, config) if config.stop else None
         if held_out and not checks:
             checks.append(held_out.check(student, 0))
+        if done == 0:
+            method.start(own, base if method.teacher == "base" else own, state)
+            # Processes may round a solution differently, and must train one model.
+            with torch.no_grad():
+                broadcast([*parameters.values()])
         stopped = _stopped(done, checks, config)
         while stopped is None:
             start = time.perf_counter()

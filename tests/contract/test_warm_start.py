@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from expunge import Run
+from expunge import Run, iconworld
 from expunge.backbones import Backbone, load
 from expunge.engine import StepLog
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS
-from expunge.methods.warm_start import Moments, paired, remaining
+from expunge.methods.warm_start import Moments, WarmStart, left, paired
 from expunge.stream import preset
-from steps import SMALL, context, run_step
+from steps import SMALL, context, earlier, run_step
 from tiny import save
 
 WARM = {"warm_start": {"retain_prompts": 12}}
@@ -31,6 +32,93 @@ def losses(folder: Path, out: Path, **settings: Any) -> list[dict[str, float]]:
     log: list[StepLog] = []
     run_step(load(folder), out, on_step=log.append, parameters="cross-attention", **settings)
     return [dict(entry.losses) for entry in log]
+
+
+def start_of(backbone: Backbone, method: str, served: dict[str, Any] | None = None, **changes: Any) -> WarmStart:
+    cls: Any = METHODS[method]
+    state, _ = cls(cls.Config(**{**SMALL[method], **WARM, **changes})).prepare(context(backbone, **(served or {})))
+    assert isinstance(state.start, WarmStart)
+    return state.start
+
+
+def weights(backbone: Backbone) -> dict[str, Tensor]:
+    return {n: p.detach().clone() for n, p in backbone.denoiser.named_parameters()}
+
+
+def of_ways(start: WarmStart, teacher: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, float]:
+    """{concept: what is left of its way}"""
+    aim, at = (torch.cat([given[n].double() for n in start.maps]) for given in (teacher, now))
+    metric = aim.T @ aim
+    return {name: left(aim.T @ at, metric, moments) for name, moments in start.moved(metric).items()}
+
+
+FOX_AND_DOG = {"concepts": tuple(iconworld.vocabulary().concept(name) for name in ("fox", "dog"))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "served", "concepts"),
+    [
+        ({"mapping": "null"}, {}, ["fox"]),
+        ({"mapping_candidates": 3, "mapping_targets": 2}, {}, ["fox"]),
+        ({"lambda_preserve": 0.0}, {}, ["fox"]),
+        ({}, FOX_AND_DOG, ["fox", "dog"]),
+        ({"teacher": "base", "lambda_again": 1.0, "again_prompts": 2}, {"earlier": (earlier("dog"),)}, ["fox", "dog"]),
+    ],
+    ids=["to the empty prompt", "several targets", "nothing replayed", "two concepts", "an earlier concept"],
+)
+def test_of_every_concept_half_the_way_is_left_whatever_it_is_re_steered_to(
+    folder: Path, changes: dict[str, Any], served: dict[str, Any], concepts: list[str]
+) -> None:
+    backbone = load(folder)
+    start, base = start_of(backbone, "lacu", served, **changes), weights(backbone)
+    assert of_ways(start, base, base) == pytest.approx(dict.fromkeys(concepts, 1))
+    found = of_ways(start, base, base | start.solve(base, base))
+    assert found == pytest.approx(dict.fromkeys(concepts, 0.5), rel=0.02)
+
+
+def test_the_previous_model_as_teacher_is_not_asked_for_earlier_concepts(folder: Path) -> None:
+    """It has forgotten them: half of what is left would be asked for, and half of that in the next step."""
+    again = {"lambda_again": 1.0, "again_prompts": 2}
+    served = {"earlier": (earlier("dog"),)}
+    assert [*start_of(load(folder), "lacu", served, **again).concepts] == ["fox"]
+
+
+def test_with_the_base_model_as_teacher_its_keys_and_values_are_aimed_at(folder: Path, tmp_path: Path) -> None:
+    """From weights that earlier steps have changed: half of the base model's way is left, and what it reads is kept."""
+    first, backbone = load(folder), load(folder)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in backbone.denoiser.parameters():
+            parameter += 0.5 * torch.randn(parameter.shape, generator=draw)
+    base, previous = weights(first), weights(backbone)
+    served = {"teacher": context(first).teacher, "earlier": (earlier("dog"),)}
+    changes = {**WARM, "teacher": "base", "lambda_again": 1.0, "again_prompts": 2}
+    trained = run_step(
+        backbone,
+        tmp_path,
+        parameters="cross-attention",
+        steps=1,
+        learning_rate=1e-12,
+        changes=changes,
+        served=served,
+    )
+    start = start_of(first, "lacu", served, **changes)
+    assert of_ways(start, base, trained) == pytest.approx({"fox": 0.5, "dog": 0.5}, rel=0.03)
+    assert all(abs(found - 0.5) > 0.05 for found in of_ways(start, previous, trained).values())
+
+
+def test_the_stopping_rule_counts_from_the_model_before(folder: Path, tmp_path: Path) -> None:
+    """What the closed form forgets counts as forgotten: the unit is the distance before anything moved."""
+    rule = {"check_every": 1, "patience": 9, "batches": 2}
+    settings: dict[str, Any] = {"parameters": "cross-attention", "steps": 1, "learning_rate": 1e-12, "stop": rule}
+    seen = {}
+    for name, changes in (("cold", {}), ("warm", WARM)):
+        log: list[StepLog] = []
+        run_step(load(folder), tmp_path / name, on_step=log.append, changes=changes, **settings)
+        assert log[-1].check is not None
+        seen[name] = log[-1].check["forget"]
+    assert seen["cold"] == pytest.approx(1, abs=1e-3)
+    assert seen["warm"] < 0.7
 
 
 @pytest.mark.parametrize("method", ["lacu", "dfr"])
@@ -64,20 +152,15 @@ def test_the_first_step_begins_at_the_closed_form(folder: Path, tmp_path: Path) 
         )
         meant = torch.stack([q[paired(p, q, aim.T @ aim)] for p, q in zip(seen, meant, strict=True)])
         metric, moments = aim.T @ aim, Moments.of(seen.flatten(0, 1), meant.flatten(0, 1))
-        assert remaining(metric, metric, moments) == pytest.approx(1)
-        assert remaining(aim.T @ now, metric, moments) == pytest.approx(0.5, abs=0.02)
+        assert left(metric, metric, moments) == pytest.approx(1)
+        assert left(aim.T @ now, metric, moments) == pytest.approx(0.5, abs=0.02)
         away = ((seen - meant) @ aim.T).square().sum(-1).mean()
         assert (kept @ (now - aim).T).square().sum(-1).mean() < 0.2 * away
 
 
 def test_more_strength_leaves_less_of_the_way(folder: Path) -> None:
-    lacu: Any = METHODS["lacu"]
-    left = {}
-    for strength in (1.0, 2.0):
-        config = lacu.Config(**{**SMALL["lacu"], **WARM, "strength": strength})
-        state, _ = lacu(config).prepare(context(load(folder)))
-        left[strength] = state.start.remaining
-    assert left == {1.0: 0.5, 2.0: 0.25}
+    asked = {s: start_of(load(folder), "lacu", strength=s).remaining for s in (1.0, 2.0)}
+    assert asked == {1.0: 0.5, 2.0: 0.25}
 
 
 def test_a_step_that_was_interrupted_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:

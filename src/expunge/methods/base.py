@@ -155,7 +155,7 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
 
     def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: StateT) -> None:
         """Move the student's weights in place, from M(k-1) to where training shall begin. A function of its arguments alone,
-        called before the first optimizer step and again whenever training goes on after a crash.
+        called before the first optimizer step, and again where training begins again because nothing of it was kept.
 
         Args:
             student, teacher: {name: weight of the denoiser}.

@@ -93,14 +93,16 @@ class Continual(Resteering):
             if loss in weights:
                 aims.append(Aim(loss, scenes, prompts, [[p] for p in prompts]))
         again = steer_again(config, context, config.again_prompts if "again" in weights else 0)
-        start, kept = self._start(context, near, retain, [*choices, *again.used])
+        # As teacher M(k-1) has forgotten what came before: of what little is left another part would be asked every time.
+        moved = [*choices, *again.used] if config.teacher == "base" else choices
+        start, kept = self._start(context, near, retain, moved)
         record = record_of(choices, near, retain, kept, again.used, again.renewed)
         return Plan([*aims, *again.aims], record, start)
 
     def _start(
         self, context: StepContext, near: Mapping[str, Neighbours], retain: Sequence[str], choices: Sequence[Choice]
     ) -> tuple[WarmStart | None, list[str]]:
-        """The warm start for new and earlier choices, and what it keeps beside the prompts `retain`."""
+        """The warm start for `choices`, and what it keeps beside the prompts `retain`."""
         config = self.config
         if not config.warm_start:
             return None, []
@@ -109,9 +111,10 @@ class Continual(Resteering):
         if "preserve" in self.weights:
             more = config.model_copy(update={"retain_prompts": config.warm_start.retain_prompts})
             kept = [p for c in context.concepts for p in retain_prompts(more, context, c, list(near[c.name]))]
+            kept = [prompt for prompt in dict.fromkeys(kept) if prompt not in set(retain)]
             parts.append([*retain, *kept])
-        concepts: dict[str, list[tuple[str, str]]] = {}
+        concepts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         for choice in choices:
-            pairs_of = concepts.setdefault(choice.id.rpartition("/")[0], [])
-            pairs_of += [(choice.forget, target.prompt) for target in choice.mapping]
+            targets = tuple(target.prompt for target in choice.mapping)
+            concepts.setdefault(choice.id.rpartition("/")[0], []).append((choice.forget, targets))
         return warm_start(config.warm_start, context.backbone, parts, concepts, config.strength), kept

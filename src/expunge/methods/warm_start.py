@@ -13,7 +13,7 @@ multipliers are turned up or down until of every concept's way just so much is l
 
 One multiplier for all would not do: a background moves its tokens a twentieth as far as a style does, and comes back where a
 style is long gone. The means go over all tokens. Cross-attention does not see their order, so the tokens of q may change
-places, and they take the order in which least has to move (`paired`).
+places, and they take the order in which least has to move (`paired`). Of several mapping prompts the mean is aimed at.
 
 No denoiser is evaluated for it, so that many more prompts can be kept than replay could paint. Training then begins at W_k,
 and a few steps do what many did.
@@ -25,7 +25,8 @@ constraints and the order of tokens are ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,19 +36,22 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from expunge.backbones import Backbone
+from expunge.errors import Notice
 from expunge.schema import Strict
 
-Pairs = Sequence[tuple[str, str]]
-"""Prompts, each with its target."""
+Pairs = Sequence[tuple[str, tuple[str, ...]]]
+"""Prompts, each with its targets, equally many for all."""
 
 BATCH = 64
 """Prompts that are encoded at once."""
-ROUNDS = 100
-"""How often the multipliers are turned at most."""
-CLOSE = 0.01
-"""How far from `remaining` a concept may end."""
-LIGHT = 1e-6
-"""Below this a multiplier counts as none."""
+ROUNDS = 200
+"""How often the multipliers are turned at most. Fifty concepts took some twenty."""
+CLOSE = 0.02
+"""How far from `remaining` a concept may end, as a part of it."""
+LEAST = 1e-6
+"""The least multiplier: that of a concept which is gone already."""
+NO_WAY = 1e-9
+"""A way that is shorter than this part of its end's square is rounding."""
 
 
 class WarmStartConfig(Strict):
@@ -91,7 +95,7 @@ class WarmStart:
     Attributes:
         maps: names of the weights W `(out d)`.
         kept: E e(r) e(r)^T `(d d)` of what stays, float64; each part is as heavy as the other.
-        concepts: embeddings of each concept's prompts and of their targets, `(n tokens d)` each.
+        concepts: embeddings of each concept's prompts `(n tokens d)` and of their targets `(n targets tokens d)`.
     """
 
     maps: Sequence[str]
@@ -101,23 +105,28 @@ class WarmStart:
     ridge: float
 
     def solve(self, teacher: Mapping[str, Tensor], previous: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """{map: W_k `(out d)`} from W* and W_(k-1), in the dtype of W_(k-1)."""
+        """{map: W_k `(out d)`} from W* and W_(k-1), in the dtype of W_(k-1).
+
+        Warns: `Notice`, where the search for multipliers did not settle. W_k is what it had by then.
+        """
         aims, starts = (torch.cat([given[n].to(self.kept[0]) for n in self.maps]) for given in (teacher, previous))
         metric = aims.T @ aims
-        problem = Problem(metric, self.kept, self._moved(metric), self.ridge)
+        problem = Problem(metric, self.kept, self.moved(metric), self.ridge)
         moved = solved(*problem.sums(problem.multipliers(aims.T @ starts, self.remaining)), aims, starts, self.ridge)
         parts = moved.split([len(previous[n]) for n in self.maps])
         return {n: part.to(previous[n]) for n, part in zip(self.maps, parts, strict=True)}
 
-    def _moved(self, metric: Tensor) -> dict[str, Moments]:
+    def moved(self, metric: Tensor) -> dict[str, Moments]:
         """Of each concept, its tokens paired. Where the encoder cuts prompts off before they differ, there is no way to go."""
         found = {}
         for name, (told, aimed) in self.concepts.items():
             told, aimed = told.to(metric), aimed.to(metric)
-            order = [paired(p, q, metric) for p, q in zip(told, aimed, strict=True)]
-            aimed = torch.stack([q[places] for q, places in zip(aimed, order, strict=True)])
-            found[name] = Moments.of(told.flatten(0, 1), aimed.flatten(0, 1))
-        return {name: moments for name, moments in found.items() if way(metric, moments) > 0}
+            ends = [
+                torch.stack([q[paired(p, q, metric)] for q in targets]).mean(0)
+                for p, targets in zip(told, aimed, strict=True)
+            ]
+            found[name] = Moments.of(told.flatten(0, 1), torch.cat(ends))
+        return {n: m for n, m in found.items() if way(metric, m) > NO_WAY * (metric * m.target).sum()}
 
 
 @dataclass(frozen=True)
@@ -159,10 +168,11 @@ class Problem:
         for _ in range(ROUNDS):
             # All that the search needs of W is W*^T W, and that is the same solution for W*^T W* and W*^T W_(k-1).
             mixed = solved(*self.sums(mu), self.metric, start, self.ridge)
-            left = {name: remaining(mixed, self.metric, moments) for name, moments in self.moved.items()}
-            if all(_settled(left[n] - most, mu[n]) for n in mu):
-                break
-            mu = {n: min(1.0, mu[n] * max(left[n] / most, 0.1) ** 2) for n in mu}
+            over = {name: left(mixed, self.metric, moments) / most for name, moments in self.moved.items()}
+            if all(_settled(over[n], mu[n]) for n in mu):
+                return mu
+            mu = {n: min(1.0, max(LEAST, mu[n] * max(over[n], 0.1))) for n in mu}
+        warnings.warn(_unsettled(over), Notice, stacklevel=2)
         return mu
 
     def sums(self, mu: Mapping[str, float]) -> tuple[Tensor, Tensor]:
@@ -174,8 +184,17 @@ class Problem:
 
 
 def _settled(over: float, multiplier: float) -> bool:
-    """Whether a concept that lies `over` what may remain of it needs no other multiplier."""
-    return abs(over) < CLOSE or (multiplier == 1 if over > 0 else multiplier < LIGHT)
+    """Whether a concept of which `over` times what may remain is left needs no other multiplier."""
+    return abs(over - 1) < CLOSE or multiplier == (1 if over > 1 else LEAST)
+
+
+def _unsettled(over: Mapping[str, float]) -> str:
+    least, greatest = min(over.values()), max(over.values())
+    return (
+        f"The warm start did not settle in {ROUNDS} rounds: between {least:.2f} and {greatest:.2f} times what "
+        "method.warm_start.remaining asks for is left of the concepts. Training goes on from there; a greater "
+        "remaining settles sooner."
+    )
 
 
 def solved(own: Tensor, cross: Tensor, teacher: Tensor, previous: Tensor, ridge: float) -> Tensor:
@@ -199,7 +218,7 @@ def way(metric: Tensor, moments: Moments) -> Tensor:
     return (metric * (moments.own - 2 * moments.cross + moments.target)).sum()
 
 
-def remaining(mixed: Tensor, metric: Tensor, moments: Moments) -> float:
+def left(mixed: Tensor, metric: Tensor, moments: Moments) -> float:
     """E < W e(p) - W* e(q), W* e(p) - W* e(q) > / E || W* e(p) - W* e(q) ||^2: 1 where nothing moved, 0 at the target.
 
     Args:
@@ -227,21 +246,23 @@ def warm_start(
     embedded = {}
     for name, pairs in concepts.items():
         told, aimed = zip(*dict.fromkeys(pairs), strict=True)
-        embedded[name] = (_embedded(backbone, told), _embedded(backbone, aimed))
-    moments = [_second_moment(backbone, list(dict.fromkeys(prompts))) for prompts in kept]
+        ends = torch.cat([*_embedded(backbone, [target for targets in aimed for target in targets])])
+        embedded[name] = (torch.cat([*_embedded(backbone, told)]), ends.unflatten(0, (len(told), -1)))
+    moments = [_second_moment(_embedded(backbone, list(dict.fromkeys(prompts)))) for prompts in kept]
     return WarmStart(maps, moments, embedded, config.remaining / strength, config.ridge)
 
 
-def _embedded(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
-    """`(n tokens d)`."""
-    return backbone.encode(list(prompts)).tensors["encoder_hidden_states"]
-
-
-def _second_moment(backbone: Backbone, prompts: Sequence[str]) -> Tensor:
-    """E e(r) e(r)^T over all tokens `(d d)`, float64. A few prompts are encoded at a time."""
-    sums, tokens = [], 0
+def _embedded(backbone: Backbone, prompts: Sequence[str]) -> Iterator[Tensor]:
+    """`(n tokens d)` of a few prompts at a time."""
     for start in range(0, len(prompts), BATCH):
-        seen = _embedded(backbone, prompts[start : start + BATCH]).flatten(0, 1).double()
+        yield backbone.encode(list(prompts[start : start + BATCH])).tensors["encoder_hidden_states"]
+
+
+def _second_moment(embedded: Iterable[Tensor]) -> Tensor:
+    """E e(r) e(r)^T over all tokens `(d d)`, float64."""
+    sums, tokens = [], 0
+    for some in embedded:
+        seen = some.flatten(0, 1).double()
         sums.append(seen.T @ seen)
         tokens += len(seen)
     return torch.stack(sums).sum(dim=0) / tokens
