@@ -193,6 +193,23 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
         Audit.create(out, model="iconworld", base="iconworld", protocol="iconworld-demo")
 
 
+def test_no_more_is_painted_than_is_enough(tmp_path: Path) -> None:
+    protocol = tmp_path / "tiny.toml"
+    text = PROTOCOL.read_text().replace("batch_size = 8", "batch_size = 2")
+    protocol.write_text(text.replace("requests =", "enough = 0.4\nrequests ="))
+    out = tmp_path / "audit"
+    for forgotten, pictures in ((["panda"], 2 + 2 + 2), (["panda", "fox"], 2 + 2 + 2 + 2)):
+        asked: dict[str, Any] = {"base": "iconworld", "protocol": str(protocol), "forgotten": forgotten}
+        for _ in range(2):  # the second time nothing is painted
+            summary = Audit.create(out, model="iconworld", **asked).evaluate()
+            assert summary.pictures == pictures
+    base = pd.read_parquet(out / "base" / "judgements.parquet")
+    assert len(base) == 4 + 4 + 6 + 4  # whole
+    difference = summary.metrics.ira_difference
+    assert difference is not None
+    assert difference.n == 2  # of the rows that both have
+
+
 # -- wrong use ------------------------------------------------------------------------------------------------------------
 
 

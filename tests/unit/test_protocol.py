@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -94,3 +95,11 @@ def test_a_protocol_that_contradicts_itself_is_refused(protocol: Protocol) -> No
         Protocol.model_validate({**data, "others": [*protocol.others, first]})
     with pytest.raises(ValidationError, match="no neighbours are given"):
         Protocol.model_validate({**data, "requests": [*protocol.requests, ["zebra"]]})
+
+
+def test_the_protocol_in_the_docs_can_be_used(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
+    (tmp_path / "mine.toml").write_text(text.split("```toml\n")[1].split("```")[0])
+    protocol = Protocol.read(tmp_path / "mine.toml")
+    assert protocol.enough == 0.04
+    assert {row.concept for row in retention_rows(protocol, VOCABULARY)} >= {"cat", "wolf", "lion"}

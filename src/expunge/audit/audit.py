@@ -232,6 +232,11 @@ class Audit:
     ) -> pd.DataFrame:
         """Judgements of one of the two models for all rows; those that are on disk are not made again."""
         rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
+        enough = None if shelf is self.base else self.protocol.enough
+        if enough and shelf.judgements.exists():  # what is measured there already was painted as far as was enough
+            done = pd.read_parquet(shelf.judgements).set_index("row")
+            measured = {row.measures for row in rows if row.id in done.index}
+            rows = [row for row in rows if row.id in done.index or row.measures not in measured]
 
         def judge(missing: Sequence[Row]) -> pd.DataFrame:
             backbone.to(processes().device)
@@ -242,6 +247,7 @@ class Audit:
                 find_judge(self.protocol.judge, JUDGES),
                 lambda done, of: progress(Progress(0, phase, done, of)),
                 self.config.evaluate.precision,
+                enough,
             )
             backbone.to("cpu")
             if shelf is self.base:
@@ -252,7 +258,8 @@ class Audit:
             return table
 
         have = completed(shelf.judgements, rows, judge)
-        return have.set_index("row").loc[[row.id for row in rows]].reset_index()
+        have = have.set_index("row")
+        return have.loc[[row.id for row in rows if row.id in have.index]].reset_index()
 
 
 def _make_room(path: Path, config: AuditConfig) -> None:

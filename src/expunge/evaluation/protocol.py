@@ -6,6 +6,7 @@ and the others hold no concept that the protocol ever forgets, and half of each 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -60,7 +61,9 @@ class Protocol(Strict):
         others: concepts that measure the rest (CRA).
         scenes: {slot: values that evaluation prompts use}; values that are ever forgotten are left out by themselves.
         between, final: counts after every step, and after the last one.
-        prompts_per_row: each prompt is painted with this many seeds.
+        seeds_per_prompt: each prompt is painted with this many seeds.
+        enough: half the width of a 95 % interval at which enough of a model's pictures were seen: no more are painted of a
+            concept to forget (UA), of neighbours (IRA) or of others (CRA). None for all. The base model is painted whole.
     """
 
     schema_: Literal[1] = Field(alias="schema")
@@ -76,6 +79,7 @@ class Protocol(Strict):
     sampler: SamplerConfig
     between: Counts
     final: Counts
+    enough: float | None = Field(None, gt=0, lt=0.5)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -129,6 +133,11 @@ class Row:
     subjects: Mapping[str, Subject] = field(default_factory=dict)
 
     @property
+    def measures(self) -> tuple[str, str]:
+        """What it is counted for: its role, and its concept if that is to be forgotten."""
+        return self.role, self.concept if self.role == "forget" else ""
+
+    @property
     def question(self) -> Question:
         """What the judge is asked about the row's picture."""
         return Question(self.concept, self.slot, self.scene, self.subjects)
@@ -155,14 +164,17 @@ def protocol_rows(protocol: Protocol, source: PromptSource, concepts: Iterable[C
 
 
 def batches(rows: Sequence[Row], size: int) -> Iterable[Sequence[Row]]:
-    """Fixed batches: rows of one level and role (and one concept, where it is to be forgotten) are painted together."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
+    """Fixed batches: rows of one level that measure the same are painted together, some of every concept first."""
+    seen: Counter[tuple[str, str, str]] = Counter()
+    groups: dict[tuple[str, ...], list[tuple[int, Row]]] = {}
     for row in rows:
-        key = (row.level, row.role, row.concept if row.role == "forget" else "")
-        groups.setdefault(key, []).append(row)
+        of = (row.level, row.role, row.concept)
+        groups.setdefault((*row.measures, row.level), []).append((seen[of], row))
+        seen[of] += 1
     for group in groups.values():
-        for start in range(0, len(group), size):
-            yield group[start : start + size]
+        turns = [row for _, row in sorted(group, key=lambda turn: turn[0])]
+        for start in range(0, len(turns), size):
+            yield turns[start : start + size]
 
 
 def _rows(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from expunge.backbones import Backbone
 from expunge.evaluation.collapse import collapse
 from expunge.evaluation.judge import Judge
+from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
 from expunge.hardware import Precision, compute_dtype
@@ -53,14 +54,22 @@ def evaluate(
     judge: Judge,
     progress: Callable[[int, int], None] = lambda done, of: None,
     precision: Precision = "fp32",
+    enough: float | None = None,
 ) -> tuple[pd.DataFrame, Images]:
-    """Judgements of the backbone's pictures in the order of `rows`, and the pictures."""
+    """Judgements of the backbone's pictures in the order of `rows`, and the pictures.
+
+    Args:
+        enough: see `Protocol`; rows that are not painted because of it are not in the table.
+    """
     dtype = compute_dtype(precision)
     # Autocast alone would convert the weights at every one of thousands of passes.
     denoiser = backbone.denoiser if dtype == torch.float32 else backbone.copy_denoiser(dtype)
     table: dict[str, dict[str, object]] = {}
     images: Images = {}
+    known: set[tuple[str, str]] = set()
     for batch in batches(rows, sampler.batch_size):
+        if batch[0].measures in known:
+            continue
         pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler, precision)
         answers = judge.judge(pictures, [r.question for r in batch])
         for row, picture, answer in zip(batch, pixels(pictures), answers, strict=True):
@@ -85,7 +94,17 @@ def evaluate(
                 "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
             }
         progress(len(table), len(rows))
-    frame = pd.DataFrame([table[row.id] for row in rows])
+        if enough and _half_width([row for row in rows if row.measures == batch[0].measures], table) <= enough:
+            known.add(batch[0].measures)
+    frame = pd.DataFrame([table[row.id] for row in rows if row.id in table])
     kinds = {c: "boolean" for c in ("shown", "recognisable", "context")}
     kinds |= {c: "float64" for c in map(str, frame) if c.endswith("confidence")}  # a judge may have none for any row
     return frame.astype(kinds), images
+
+
+def _half_width(rows: Sequence[Row], table: Mapping[str, Mapping[str, object]]) -> float:
+    """Half the width of the interval of what `rows` measure, as far as they are in the table; 1 where nothing is known."""
+    frame = pd.DataFrame([table[row.id] for row in rows if row.id in table]).astype({"shown": "boolean"})
+    role, concept = rows[0].measures
+    value = unlearning_accuracy(frame, concept) if role == "forget" else mean(frame, "shown", missing=False)
+    return (value.high - value.low) / 2 if value else 1.0

@@ -436,20 +436,20 @@ def _save(shop: Workshop, step: StepDirectory, previous: Path | None) -> None:
 
 def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], level: str) -> None:
     shop.put(step.weights)
-    table, images = _judge(shop, step.index, shop.rows(known, level))
+    table, images = _judge(shop, step.index, shop.rows(known, level), shop.protocol.enough)
     write_images(step.images, images, table, pictured(table))
     base = pd.read_parquet(shop.directory.base_judgements)
     table["drift"] = drifts(base, shop.directory.base_images, table, images)
     write_table(step.judgements, table)
 
 
-def _judge(shop: Workshop, index: int, rows: Sequence[Row]) -> tuple[pd.DataFrame, Images]:
+def _judge(shop: Workshop, index: int, rows: Sequence[Row], enough: float | None = None) -> tuple[pd.DataFrame, Images]:
     phase = "evaluate" if index else "evaluate base"
 
     def judged(
         some: Sequence[Row], sampler: SamplerConfig, progress: Callable[[int, int], None] = lambda done, of: None
     ) -> tuple[pd.DataFrame, Images]:
-        return evaluate(shop.backbone, some, sampler, shop.judge, progress, shop.config.evaluate.precision)
+        return evaluate(shop.backbone, some, sampler, shop.judge, progress, shop.config.evaluate.precision, enough)
 
     sampler = shop.protocol.sampler
     short = sampler.model_copy(update={"steps": 1})
