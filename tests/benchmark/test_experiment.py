@@ -11,7 +11,7 @@ import pytest
 
 from expunge import Run, files
 from expunge.benchmark import Experiment, at_matched_forgetting, base_model, differences, last_steps, serve_variant
-from expunge.benchmark.experiment import order
+from expunge.benchmark.experiment import joined, order
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
@@ -101,6 +101,12 @@ def test_the_order_of_requests_depends_on_the_seed() -> None:
     orders = {tuple(order(protocol, seed)) for seed in range(1, 9)}
     assert len(orders) > 2
     assert all(sorted(o) == sorted(protocol.requests) for o in orders)
+
+
+def test_waiting_requests_can_be_served_together() -> None:
+    requests = [("fox",), ("neon", "pink"), ("bus",)]
+    assert joined(requests, 1) == requests
+    assert joined(requests, 2) == [("fox", "neon", "pink"), ("bus",)]
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -50,11 +50,13 @@ class Variant(Strict):
 
     Attributes:
         note: what the variant is there to show.
+        together: requests that are served in one step, as one request for all their concepts.
     """
 
     preset: str
     changes: dict[str, Any] = {}
     note: str = ""
+    together: int = Field(1, ge=1)
 
 
 class Experiment(Strict):
@@ -120,11 +122,20 @@ def order(protocol: Protocol, seed: int) -> list[tuple[str, ...]]:
     return requests
 
 
+def joined(requests: Sequence[tuple[str, ...]], together: int) -> list[tuple[str, ...]]:
+    """One request for the concepts of every `together` requests."""
+    starts = range(0, len(requests), together)
+    return [tuple(name for request in requests[i : i + together] for name in request) for i in starts]
+
+
 def _create(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
     name = experiment.protocol
     protocol = Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
     evaluate = {**variant.changes.get("evaluate", {}), "protocol": name}
     fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
     return Run.create(
-        folder, requests=order(protocol, seed), preset_name=variant.preset, changes={**variant.changes, **fixed}
+        folder,
+        requests=joined(order(protocol, seed), variant.together),
+        preset_name=variant.preset,
+        changes={**variant.changes, **fixed},
     )

@@ -94,7 +94,7 @@ def evaluate(
                 "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
             }
         progress(len(table), len(rows))
-        if enough and _half_width([row for row in rows if row.measures == batch[0].measures], table) <= enough:
+        if enough and half_width([row for row in rows if row.measures == batch[0].measures], table) <= enough:
             known.add(batch[0].measures)
     frame = pd.DataFrame([table[row.id] for row in rows if row.id in table])
     kinds = {c: "boolean" for c in ("shown", "recognisable", "context")}
@@ -102,7 +102,7 @@ def evaluate(
     return frame.astype(kinds), images
 
 
-def _half_width(rows: Sequence[Row], table: Mapping[str, Mapping[str, object]]) -> float:
+def half_width(rows: Sequence[Row], table: Mapping[str, Mapping[str, object]]) -> float:
     """Half the width of the interval of what `rows` measure, as far as they are in the table; 1 where nothing is known."""
     frame = pd.DataFrame([table[row.id] for row in rows if row.id in table]).astype({"shown": "boolean"})
     role, concept = rows[0].measures
