@@ -22,7 +22,7 @@ from torch import Tensor
 
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
-from expunge.benchmark.machine import Machine
+from expunge.benchmark.machine import Machine, check_idle, load_average
 from expunge.evaluation import SamplerConfig, evaluate, protocol_rows
 from expunge.evaluation.pixels import pixels
 from expunge.files import write_json
@@ -52,8 +52,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="bf16")
     parser.add_argument("--stock-steps", type=int, help="solver steps of the stock pipeline; the protocol's by default")
+    parser.add_argument("--force", action="store_true", help="beside other work too")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    load = load_average()
+    check_idle(load, arguments.force)
     precision: Precision = arguments.precision
     folder = model_folder("iconworld")
     backbone, judge = backbones.load(folder), iconworld.judge()
@@ -89,6 +92,7 @@ def main() -> None:
     results = {
         "schema": 1,
         "machine": Machine.here().model_dump(),
+        "load_average": load,
         "precision": precision,
         "pictures": len(rows),
         "sampler": sampler.model_dump(),

@@ -2,7 +2,7 @@
 
     python benchmarks/speed/levers.py
 
-serves the first request of iconworld-dev-a with the preset lacu-iconworld, from choosing prompts to the saved weights, once
+serves the first request of iconworld-dev-a with the default preset, from choosing prompts to the saved weights, once
 for every lever and round, in an order that turns with every round. A lever's ratio is taken within a round: seconds of the
 request with the lever changed / as the preset is. Run it alone: it takes times (20 minutes on two CPU cores). It writes
 benchmarks/speed/results/levers.json after every request, and goes on from there.
@@ -26,14 +26,13 @@ from torch import Tensor
 from expunge import Run, engine, iconworld, locality
 from expunge.backbones import Backbone, Conditioning, Predictor
 from expunge.benchmark.experiment import OPEN_GATE
-from expunge.benchmark.machine import Machine
+from expunge.benchmark.machine import Machine, check_idle, load_average
 from expunge.files import read_json, write_json
 from expunge.locality import Draws
-from expunge.memory import peak_memory
 from expunge.reference import SeparatePasses
 
 PROTOCOL = "iconworld-dev-a"
-PRESET = "lacu-iconworld"
+PRESET = "anchored-iconworld"
 
 
 @dataclass(frozen=True)
@@ -86,20 +85,21 @@ def channels_last() -> AbstractContextManager[Any]:
     return patch.object(Run, "_load", laid_out)
 
 
+COLD: dict[str, Any] = {"method": {"warm_start": False}}
 LEVERS = {
     "as the preset is": Lever(),
+    "without a warm start, 80 steps": Lever({**COLD, "train": {"steps": 80}}),
+    "without a warm start, 20 steps": Lever(COLD),
     "replay afresh for every row": Lever({"replay": {"source": "fresh"}}),
-    "20 DDIM steps for the bank": Lever({"replay": {"steps": 20, "solver": "published"}}),
-    "trajectories instead of a bank": Lever(
-        {"replay": {"source": "trajectory", "forget_latents": 1, "retain_latents": 1}}
-    ),
+    "a bank in place of trajectories": Lever({"replay": {"source": "bank"}}),
+    "10 solver steps": Lever({"replay": {"steps": 10}}),
+    "20 DDIM steps": Lever({"replay": {"steps": 20, "solver": "published"}}),
     "fp32": Lever({"train": {"precision": "fp32"}}),
     "a pass for each loss": Lever(piece=lambda: patch.object(Predictor, "each", SeparatePasses.each)),
     "prompts encoded where they are used": Lever(
         piece=lambda: patch.object(Predictor, "encode", SeparatePasses.encode)
     ),
-    "scoring by successive halving": Lever({"method": {"scoring": "halving"}}),
-    "a warm start": Lever({"method": {"warm_start": {}}}),
+    "scoring on all draws": Lever({"method": {"scoring": "all"}}),
     "scoring one at a time": Lever(piece=one_at_a_time),
     "denoiser channels last": Lever(piece=channels_last),
     "fused attention in training": Lever(
@@ -107,8 +107,8 @@ LEVERS = {
     ),
     "fused optimizer": Lever(piece=lambda: patch.object(torch.optim, "AdamW", partial(torch.optim.AdamW, fused=True))),
     "keys and values alone": Lever({"train": {"parameters": "cross-attention-kv"}}),
-    "blocks compiled": Lever(piece=lambda: compiled("BasicTransformerBlock", "ResnetBlock2D")),
-    "a stopping rule": Lever({"train": {"stop": {}}}),
+    "all parameters": Lever({"train": {"parameters": "full"}}),
+    "transformer blocks compiled": Lever(piece=lambda: compiled("BasicTransformerBlock")),
 }
 
 
@@ -122,7 +122,6 @@ def timed(lever: Lever) -> dict[str, Any]:
         "seconds": cost.seconds.model_dump(),
         "evaluations": cost.evaluations.model_dump(),
         "held": sum(cost.held.values()),
-        "peak_memory": peak_memory(),
     }
 
 
@@ -131,9 +130,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=list(LEVERS), help="beside the preset itself (repeatable)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levers.json")
+    parser.add_argument("--force", action="store_true", help="beside other work too")
     arguments = parser.parse_args()
+    load = load_average()
+    check_idle(load, arguments.force)
+    machine = Machine.here().model_dump()
     names = [n for n in LEVERS if not arguments.only or n in (*arguments.only, next(iter(LEVERS)))]
-    rows: list[dict[str, Any]] = read_json(arguments.out)["rows"] if arguments.out.exists() else []
+    kept = read_json(arguments.out) if arguments.out.exists() else {"machine": machine, "preset": PRESET, "rows": []}
+    if (kept["machine"], kept["preset"]) != (machine, PRESET):
+        parser.error(f"{arguments.out} was measured on another machine or preset. Give another file (--out).")
+    rows: list[dict[str, Any]] = kept["rows"]
     done = {(row["round"], row["lever"]) for row in rows}
     timed(LEVERS["as the preset is"])  # kernels are compiled for every size that they meet first
     for number in range(arguments.rounds):
@@ -141,8 +147,7 @@ def main() -> None:
         for name in names[first:] + names[:first]:
             if (number, name) in done:
                 continue
-            rows.append({"round": number, "lever": name, **timed(LEVERS[name])})
-            machine = Machine.here().model_dump()
+            rows.append({"round": number, "lever": name, "load_average": load, **timed(LEVERS[name])})
             write_json(arguments.out, {"schema": 1, "machine": machine, "preset": PRESET, "rows": rows})
             print(number, name, {k: round(v, 2) for k, v in rows[-1]["seconds"].items()}, flush=True)
 

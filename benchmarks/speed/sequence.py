@@ -3,60 +3,108 @@
     python benchmarks/speed/sequence.py --equal-steps FILE --equal-quality FILE
 
 reads what was measured, and measures nothing: two files of `expunge bench speed` (both engines at the same number of
-optimizer steps, and each at its own), and the sequences of `expunge bench benchmarks/speed/quality.toml`, whose variants
-`fast` and `reference` are compared seed by seed.
+optimizer steps, and each at its own), and the sequences of `expunge bench benchmarks/speed/quality.toml`, whose variant
+`fast` is compared seed by seed with `reference`, and with `reference-equal`, the reference at the steps of `fast`.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from expunge.benchmark.experiment import Experiment
 from expunge.benchmark.speed import SpeedResults
 from expunge.benchmark.table import differences, last_steps
 from expunge.files import write_json
+from expunge.stream import preset
 
 HERE = Path(__file__).parent
+SEEDS = 3
+"""Seeds from which on a difference is quoted."""
 
 
 def optimizer_steps(results: SpeedResults) -> dict[str, int]:
     return {engine: settings["train"]["steps"] for engine, settings in results.settings.engines.items()}
 
 
+def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment) -> list[str]:
+    """Why the files cannot be read beside each other."""
+    asked = {name: preset(v.preset, v.changes).train.steps for name, v in quality.variants.items()}
+    expected = {"reference": asked["reference"], "fast": asked["fast"]}
+    found = []
+    if len({*optimizer_steps(alike).values()}) > 1:
+        found.append(f"--equal-steps has engines of different steps: {optimizer_steps(alike)}.")
+    if optimizer_steps(own) != expected:
+        found.append(f"--equal-quality has the steps {optimizer_steps(own)}, the quality sequences {expected}.")
+    for what in ("preset", "protocol", "model"):
+        if getattr(alike.settings, what) != getattr(own.settings, what):
+            found.append(f"The two timings are of another {what}.")
+    if alike.machine != own.machine:
+        found.append("The two timings are of two machines.")
+    if any(v.preset != alike.settings.preset for v in quality.variants.values()):
+        found.append("The quality sequences are of another preset than the timings.")
+    if quality.protocol != alike.settings.protocol:
+        found.append("The quality sequences are of another protocol than the timings.")
+    return found
+
+
+def compared(table: pd.DataFrame, baseline: str) -> tuple[dict[str, Any], list[int]]:
+    """{metric_difference: of `fast` from `baseline`, None where nothing was measured}, and the seeds that both have."""
+    both = table[table["variant"].isin(["fast", baseline])] if len(table) else table
+    seeds = sorted(set.intersection(*(set(part["seed"]) for _, part in both.groupby("variant")))) if len(both) else []
+    found: dict[str, Any] = {}
+    for metric in ("ua", "ira", "cra", "context"):
+        if not seeds or both["variant"].nunique() < 2:
+            found[f"{metric}_difference"] = None
+            continue
+        value = differences(both, metric, baseline).loc["fast"].to_dict()
+        found[f"{metric}_difference"] = {k: None if math.isnan(v) else v for k, v in value.items()}
+    return found, seeds if both["variant"].nunique() == 2 else []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--equal-steps", type=Path, required=True)
     parser.add_argument("--equal-quality", type=Path, required=True)
-    parser.add_argument("--quality", type=Path, default=HERE / "quality", help="folder of the sequences' results files")
+    parser.add_argument("--quality", type=Path, default=HERE / "quality.toml", help="the experiment of the sequences")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sequence.json")
     arguments = parser.parse_args()
     alike, own = SpeedResults.read(arguments.equal_steps), SpeedResults.read(arguments.equal_quality)
-    table = last_steps(arguments.quality)
-    table = table[table["variant"].isin(["fast", "reference"])]
-    seeds = sorted(set.intersection(*(set(part["seed"]) for _, part in table.groupby("variant"))))
-    found: dict[str, Any] = {
-        f"{metric}_difference": differences(table, metric, "reference").loc["fast"].to_dict()
-        for metric in ("ua", "ira", "cra", "context")
-    }
+    quality = Experiment.read(arguments.quality)
+    if wrong := refusals(alike, own, quality):
+        parser.error(" ".join(wrong))
+    table = last_steps(arguments.quality.with_suffix(""))
+    found, seeds = compared(table, "reference")
+    at_equal_steps, seeds_equal = compared(table, "reference-equal")
     ratios = {
         "wall_ratio": alike.wall_ratio,
         "wall_ratio_training": alike.wall_ratio_training,
         "wall_ratio_equal_quality": own.wall_ratio,
         "bytes_ratio": alike.bytes_ratio,
     }
+    few = {"reference": seeds, "reference-equal": seeds_equal}
+    caveats = [
+        *alike.caveats,
+        *own.caveats,
+        *(f"Quality beside {n} is of {len(s)} seeds, not {SEEDS}." for n, s in few.items() if len(s) < SEEDS),
+    ]
     results = {
         "schema": 1,
         **{name: ratio.model_dump() if ratio else None for name, ratio in ratios.items()},
         **found,
         "seeds": seeds,
+        "at_equal_steps": {**at_equal_steps, "seeds": seeds_equal},
         "steps": {"equal_steps": optimizer_steps(alike), "equal_quality": optimizer_steps(own)},
         "machine": alike.machine.model_dump(),
-        "caveats": [*alike.caveats, *own.caveats],
+        "caveats": caveats,
         "files": [arguments.equal_steps.name, arguments.equal_quality.name],
     }
     write_json(arguments.out, results)
-    print({name: results[name] for name in (*ratios, *found)})
+    print({name: results[name] for name in (*ratios, *found, "caveats")})
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, save_tensors, write_text
-from expunge.hardware import Precision, processes, settled, trained_attention
+from expunge.hardware import Precision, compute_dtype, processes, settled, trained_attention
 from expunge.methods import GradientMethod, Position
-from expunge.reference import EngineName, Regularized
+from expunge.reference import PREDICTORS, EngineName, Regularized
 from expunge.schema import Strict
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
 from expunge.trainable import LoraConfig, Trainable, trainable
@@ -127,6 +127,14 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Of optimizer step `step` (0-based): a linear warm-up, times the schedule."""
     rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
     return rate if config.schedule == "constant" else rate * (1 + math.cos(math.pi * step / config.steps)) / 2
+
+
+def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluations) -> Predictor:
+    """The denoiser as it is now, as a teacher in the arithmetic of `config.precision`. The published loop holds a whole copy;
+    here parameters that are not trained are one with the student's, where both have the same dtype."""
+    changing = None if config.engine == "reference" else backbone.parameters_of(config.parameters)
+    copied = backbone.copy_denoiser(compute_dtype(config.precision), changing)
+    return PREDICTORS[config.engine](backbone, copied, evaluations)
 
 
 def train(

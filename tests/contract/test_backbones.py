@@ -187,6 +187,31 @@ def test_a_copy_predicts_the_same_and_does_not_follow_the_original(model_folder:
     assert far(backbone.predict(backbone.denoiser, *inputs), before)
 
 
+def test_a_copy_shares_what_does_not_change_and_follows_nothing(model_folder: Path) -> None:
+    backbone = backbones.load(model_folder)
+    inputs, changing = example(backbone), backbone.parameters_of("cross-attention")
+    whole, shared = backbone.copy_denoiser(torch.float32), backbone.copy_denoiser(torch.float32, changing)
+    before = backbone.predict(whole, *inputs)
+    own = dict(backbone.denoiser.named_parameters())
+    assert {n for n, p in shared.named_parameters() if p.data_ptr() != own[n].data_ptr()} == set(changing)
+    for name in changing:
+        own[name].mul_(0.5)
+    assert torch.equal(before, backbone.predict(shared, *inputs))
+    other = backbone.copy_denoiser(torch.bfloat16, changing)
+    assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in own.values()} == {torch.float32}
+
+
+def test_a_prompt_that_occurs_again_is_not_encoded_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts, asked = ["a fox", "a red bird", "a fox"], []
+    expected, encode = backbone.encode(prompts), backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda some: asked.append(some) or encode(some))
+    found = Predictor(backbone, backbone.denoiser, Evaluations()).encode(prompts)[torch.arange(3)]
+    assert asked == [["a fox", "a red bird"]]
+    for name, tensor in expected.tensors.items():
+        torch.testing.assert_close(found.tensors[name], tensor, atol=1e-5, rtol=1e-4)
+
+
 # -- noise and time ---------------------------------------------------------------------------------------------------
 
 

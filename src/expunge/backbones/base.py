@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, cast
 
@@ -117,6 +117,11 @@ class Backbone(ABC):
 
     # -- what follows ---------------------------------------------------------------------------------------------
 
+    def encode_each(self, prompts: Sequence[str]) -> Conditioning:
+        """As `encode`; a prompt that occurs again is not encoded again."""
+        place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompts))}
+        return self.encode(list(place))[torch.tensor([place[prompt] for prompt in prompts])]
+
     @property
     def denoiser(self) -> nn.Module:
         return cast(nn.Module, getattr(self.pipeline, self.denoiser_name))
@@ -137,9 +142,16 @@ class Backbone(ABC):
         height, width = (size, size) if isinstance(size, int) else size
         return (config.in_channels, height, width)
 
-    def copy_denoiser(self, dtype: torch.dtype) -> nn.Module:
-        """A frozen copy of the denoiser as it is now, in `dtype`."""
-        clone = copy.deepcopy(self.denoiser).requires_grad_(False).eval()
+    def copy_denoiser(self, dtype: torch.dtype, changing: Collection[str] | None = None) -> nn.Module:
+        """A frozen copy of the denoiser as it is now, in `dtype`.
+
+        Args:
+            changing: names of the parameters that will change here. Others are shared with the copy where they have `dtype`
+                already. None: nothing is shared.
+        """
+        own = {} if changing is None else dict(self.denoiser.named_parameters())
+        kept = {id(p): p for name, p in own.items() if name not in (changing or ()) and p.dtype == dtype}
+        clone = copy.deepcopy(self.denoiser, kept).requires_grad_(False).eval()
         return nn.Module.to(clone, dtype)  # Diffusers' own `to` warns of modules to keep in float32 even of none
 
     def parameters_of(self, group: str) -> list[str]:
@@ -245,8 +257,8 @@ class Predictor:
         return prediction
 
     def encode(self, prompts: Sequence[str]) -> Prompts:
-        """Conditioning of `prompts`, made once."""
-        return self.backbone.encode(prompts)
+        """Conditioning of `prompts`, made once of each."""
+        return self.backbone.encode_each(prompts)
 
     def each(self, parts: Sequence[Asked]) -> list[Tensor]:
         """The prediction for each of `parts`, from one pass: rows do not see each other, so joining changes no value."""

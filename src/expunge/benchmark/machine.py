@@ -10,6 +10,12 @@ from typing import Self
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from expunge.errors import ExpungeError
+from expunge.hardware import best_device, has_bfloat16
+
+IDLE = 0.5
+"""Load average of the last minute up to which a machine counts as idle."""
+
 
 class Machine(BaseModel):
     """
@@ -18,6 +24,7 @@ class Machine(BaseModel):
         cores: cores that this process may use.
         gpu: name of the GPU that is used; None for none.
         threads: threads that torch computes with.
+        bfloat16: whether it computes bfloat16 in hardware, which processors of one name may differ in; None: not recorded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +35,7 @@ class Machine(BaseModel):
     python: str
     torch: str
     threads: int
+    bfloat16: bool | None = None
 
     @classmethod
     def here(cls) -> Self:
@@ -39,12 +47,26 @@ class Machine(BaseModel):
             python=platform.python_version(),
             torch=torch.__version__,
             threads=torch.get_num_threads(),
+            bfloat16=has_bfloat16(best_device()),
         )
 
 
 def load_average() -> float:
     """Processes that ran or waited to run, on average over the last minute."""
     return os.getloadavg()[0]
+
+
+def check_idle(load: float, force: bool) -> None:
+    """Refuse to take times beside something else, unless `force` is given.
+
+    Raises:
+        ExpungeError: where the load average `load` of the last minute is above `IDLE`.
+    """
+    if load > IDLE and not force:
+        raise ExpungeError(
+            f"The load average of the last minute is {load:.2f}: something else is running, or was until just now. "
+            f"Wait until it is at most {IDLE}, or time all the same with --force, which the results file will say."
+        )
 
 
 def _processor() -> str:

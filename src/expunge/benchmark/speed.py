@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, computed_field
 
 from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE
-from expunge.benchmark.machine import Machine, load_average
+from expunge.benchmark.machine import IDLE, Machine, check_idle, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
 from expunge.stream import Run, RunConfig, preset
@@ -31,8 +31,6 @@ from expunge.stream.summary import EvaluationCounts, Seconds
 ENGINES: tuple[EngineName, EngineName] = ("reference", "fast")
 PAIRS = 6
 """Requests from which on a ratio is quoted."""
-IDLE = 0.5
-"""Load average up to which nothing else counts as running."""
 
 
 class _Strict(BaseModel):
@@ -206,11 +204,7 @@ def measure(
     if not todo:
         return results
     beside = load()
-    if beside > IDLE and not force:
-        raise ExpungeError(
-            f"The load average of the last minute is {beside:.2f}: something else is running, or was until just now. "
-            f"Wait until it is at most {IDLE}, or time all the same with --force, which the results file will say."
-        )
+    check_idle(beside, force)
     runs = {e: _run(plan, e, work / e, protocol.requests, results.settings.engines[e]) for e in ENGINES}
     session = Session(started_at=now(), load_average=beside, forced=beside > IDLE)
     results = results.model_copy(update={"sessions": (*results.sessions, session)})
@@ -271,7 +265,7 @@ def _timed(runs: Mapping[EngineName, Run], engine: EngineName, k: int, work: Pat
             f"{previous} is gone, from which request {k} starts. Measure anew, with another file (--out) and folder (--work)."
         )
     run = runs[engine]
-    shutil.rmtree(run.directory.step(k).path, ignore_errors=True)
+    _as_before(run, k, work / f"{engine}-memory-{k}.json")
     cost = work / "cost.json"
     arguments = [str(run.directory.path), str(k), str(previous or "-"), str(cost)]
     done = subprocess.run(
@@ -282,6 +276,17 @@ def _timed(runs: Mapping[EngineName, Run], engine: EngineName, k: int, work: Pat
         raise ExpungeError(f"Request {k} could not be served by the engine {engine}: {reason}")
     concepts = tuple(c.name for c in run.requests[k - 1].concepts)
     return Timed(request=k, concepts=concepts, engine=engine, finished_at=now(), **files.read_json(cost))
+
+
+def _as_before(run: Run, k: int, note: Path) -> None:
+    """Undo what an attempt to time request k left: its step, and what it painted for later ones, which would be found and not
+    painted again. `note` keeps what was there before the first attempt."""
+    shutil.rmtree(run.directory.step(k).path, ignore_errors=True)
+    painted = {path.name: path for path in run.directory.memory.glob("*")}
+    if not note.exists():
+        files.write_json(note, sorted(painted))
+    for name in painted.keys() - set(files.read_json(note)):
+        painted[name].unlink()
 
 
 def _ratio(pairs: Sequence[tuple[Timed, Timed]], of: Callable[[Timed], float]) -> Ratio | None:

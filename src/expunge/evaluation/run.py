@@ -31,7 +31,7 @@ def paint(
     precision: Precision = "fp32",
 ) -> Tensor:
     """Pictures `(b 3 h w)` in [0, 1], one prompt and one seed each."""
-    conditioning, unconditional = backbone.encode(prompts), backbone.encode([""])
+    conditioning, unconditional = backbone.encode_each(prompts), backbone.encode([""])
     noise = backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds])
     dtype = compute_dtype(precision)
     with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):

@@ -381,10 +381,10 @@ def _recorded(context: StepContext, aims: Sequence[Aim]) -> tuple[dict[str, Traj
 
 def _trace(context: StepContext, scenes: Scenes) -> Trajectories:
     low, high = context.backbone.network_time(torch.tensor(scenes.times)).tolist()
-    sampler, progress = _sampler(context, scenes), _progress(context, scenes)
+    progress, size = _progress(context, scenes), context.replay.batch_size
     return kept_trajectories(
         _file(context, scenes, f"replay-{scenes.role}"),
-        lambda: trace(sampler, scenes.latents, (low, high), context.replay.batch_size, scenes.seed, progress),
+        lambda: trace(_sampler(context, scenes), scenes.latents, (low, high), size, scenes.seed, progress),
         scenes.seed,
     )
 

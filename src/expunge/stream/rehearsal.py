@@ -23,13 +23,12 @@ from torch import Tensor, nn
 from expunge import backbones, seeds
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept
-from expunge.engine import StepLog, train
+from expunge.engine import StepLog, frozen_teacher, train
 from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
-from expunge.hardware import compute_dtype, processes
+from expunge.hardware import processes
 from expunge.memory import peak_memory
 from expunge.methods import GradientMethod, Position, StepContext
 from expunge.prompts import PromptSource
-from expunge.reference import PREDICTORS
 from expunge.schema import Strict
 from expunge.stream.config import RunConfig
 from expunge.stream.named import (
@@ -161,10 +160,7 @@ class _Rehearsal:
     @cached_property
     def teacher(self) -> Predictor:
         """A real one, to take the time of."""
-        predictor = PREDICTORS[self.config.train.engine]
-        return predictor(
-            self.backbone, self.backbone.copy_denoiser(compute_dtype(self.config.train.precision)), Evaluations()
-        )
+        return frozen_teacher(self.backbone, self.config.train, Evaluations())
 
     def request(self, concepts: tuple[Concept, ...], pictures: int, per_picture: float) -> RequestEstimate:
         config, train = self.config, self.config.train

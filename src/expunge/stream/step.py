@@ -21,7 +21,7 @@ from torch import Tensor
 
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept, Request
-from expunge.engine import Kept, StepLog, train
+from expunge.engine import Kept, StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, SamplerConfig, evaluate, metrics, protocol_rows
 from expunge.files import check_room, digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
@@ -30,7 +30,6 @@ from expunge.locality import Choice
 from expunge.memory import at_once, held_bytes, peak_memory, whole
 from expunge.methods import Earlier, GradientMethod, Position, Record, StepContext
 from expunge.prompts import PromptSource
-from expunge.reference import PREDICTORS
 from expunge.stream import gate
 from expunge.stream.config import RunConfig
 from expunge.stream.directory import (
@@ -290,9 +289,8 @@ def _prepare(
     step = shop.directory.step(int(request.id))
     method = config.build_method()
     shop.put(None if method.teacher == "base" else previous)
-    predictor = PREDICTORS[config.train.engine]
     with whole("copying the teacher"):
-        teacher = predictor(backbone, backbone.copy_denoiser(compute_dtype(config.train.precision)), counts)
+        teacher = frozen_teacher(backbone, config.train, counts)
     if method.teacher == "base":
         shop.put(previous)
     context = StepContext(
