@@ -25,8 +25,19 @@ def test_the_published_preset_holds_the_published_numbers() -> None:
     config = preset("lacu-sd15")
     assert config.train.batch_size * config.train.accumulation == 108
     assert config.train.warmup_steps == 10
-    assert config.train.learning_rate == 5e-5
+    train = config.train
+    assert (train.steps, train.learning_rate, train.schedule) == (300, 5e-5, "constant")
+    assert (train.parameters, train.precision, train.max_grad_norm) == ("full", "fp16", 1.0)
+    assert (train.betas, train.epsilon) == ((0.9, 0.999), 1e-8)
+    assert train.weight_decay == 0  # published: 1e-2 (docs/method.md)
     assert (config.method["lambda_unlearn"], config.method["lambda_preserve"]) == (5.0, 25.0)
+    assert (config.method["mapping"], config.method["retain"], config.method["teacher"]) == (
+        "score",
+        "local",
+        "previous",
+    )
+    counts = ("forget_prompts", "mapping_candidates", "mapping_targets", "retain_concepts", "retain_prompts")
+    assert [config.method[name] for name in counts] == [100, 10, 1, 10, 100]
     assert (config.method["t_min"], config.method["t_max"]) == (0, 600)
     assert (config.method["mapping_draws"], config.method["retain_draws"]) == (32, 16)
     assert config.constraints == ({"name": "l2", "weight": 2e-4, "toward": "previous"},)
@@ -37,6 +48,9 @@ def test_the_preset_of_the_first_version_holds_its_numbers() -> None:
     config = preset("dfr-sd15")
     assert config.train.batch_size * config.train.accumulation == 78
     assert (config.train.steps, config.train.warmup_steps, config.train.learning_rate) == (600, 267, 1e-5)
+    train = config.train
+    assert (train.parameters, train.precision, train.max_grad_norm) == ("full", "fp16", 1.0)
+    assert config.method["forget_prompts"] == 100
     assert (config.method["lambda_unlearn"], config.method["lambda_preserve"]) == (1.0, 10.0)
     assert (config.method["t_min"], config.method["t_max"]) == (0, 700)
     assert (config.method["mapping"], config.method["neighbours"]) == ("contextual", "source")

@@ -83,5 +83,7 @@ def test_a_rejection_says_which_check_by_how_much_and_what_could_be_done() -> No
     assert "strength 1 and 1.5" in said
     assert "`expunge accept runs/mine 3 --reason WHY`" in said
     assert "more method.strength" in said
+    (without,) = [Attempt(strength=None, gate=failed, then="the method has no strength to change")]
+    assert "start a run with more train.steps." in gate.verdict(3, [without], "runs/mine")
     unmeasured = [Attempt(strength=1.0, gate=[check("context drop", None, 0.2)], then="no attempt is left")]
     assert "context below the base model's could not be measured" in gate.verdict(1, unmeasured, "runs/mine")

@@ -26,6 +26,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from pydantic import Field
+
 from expunge.locality import Choice
 from expunge.methods.again import steer_again
 from expunge.methods.base import StepContext
@@ -49,6 +51,7 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
     """A loss whose weight is 0 is left out, with its prompts and its cost.
 
     Attributes:
+        strength: multiplies the weights of the losses that forget; the one knob most people touch.
         lambda_preserve: weight of the distillation loss on retain prompts.
         lambda_empty: weight of the distillation loss on the empty prompt.
         lambda_again: weight of re-steering what earlier steps forgot.
@@ -58,6 +61,7 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
             and values (expunge/methods/warm_start.py).
     """
 
+    strength: float = Field(1.0, gt=0, le=1000)
     lambda_preserve: Weight
     lambda_empty: Weight = 0.0
     lambda_again: Weight = 0.0

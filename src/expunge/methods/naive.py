@@ -3,7 +3,7 @@
     L = lambda_unlearn E || eps(x_t, t, f; theta) - eps(x_t, t, g; theta*) ||^2
 
 Re-steering as in expunge/methods/continual.py and nothing else: nothing is replayed that must stay, and a preset for it
-names no constraint.
+names no constraint. It has no `strength`: of a single loss Adam takes the scale away.
 
 Source: the unlearning term of arXiv 2512.02657 alone.
 """
@@ -38,7 +38,7 @@ class Naive(Resteering):
 
     @property
     def weights(self) -> Mapping[str, float]:
-        return {"unlearn": self.config.strength * self.config.lambda_unlearn}
+        return {"unlearn": self.config.lambda_unlearn}
 
     def plan(self, context: StepContext) -> Plan:
         config = self.config

@@ -63,7 +63,6 @@ class ResteeringConfig(MappingConfig):
     Attributes:
         teacher: "previous", M(k-1), as published; or "base", M(0): what is distilled and replayed is then the base model's
             own work in every step, and the errors of earlier steps are not copied into later ones.
-        strength: multiplies the weights of the losses that forget; the one knob most people touch.
         lambda_unlearn: weight of the re-steering loss.
         along: whose pictures re-steering sees: "forget", latents painted for the forget prompts, as published; or "both", as
             many painted for their mapping prompts beside them: the way that a student takes which has learned its lesson.
@@ -71,7 +70,6 @@ class ResteeringConfig(MappingConfig):
     """
 
     teacher: TeacherName = "previous"
-    strength: float = Field(1.0, gt=0, le=1000)
     lambda_unlearn: float = Field(gt=0)
     along: Literal["forget", "both"] = "forget"
     t_min: Time = 0

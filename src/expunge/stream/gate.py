@@ -97,11 +97,11 @@ def verdict(step: int, attempts: Sequence[Attempt], run: str) -> str:
     if any(c.value is None for c in failed):
         said.append("What was not measured needs a protocol and a judge that can.")
     elif all(c.name == "ua" for c in failed):
-        said.append("To forget more, start a run with more method.strength or more train.steps.")
+        more = "more train.steps" if last.strength is None else "more method.strength or more train.steps"
+        said.append(f"To forget more, start a run with {more}.")
     elif all(c.name != "ua" for c in failed):
-        said.append(
-            "To keep more, start a run with less method.strength, or with more pictures in the protocol's [between]."
-        )
+        less = "fewer train.steps" if last.strength is None else "less method.strength"
+        said.append(f"To keep more, start a run with {less}, or with more pictures in the protocol's [between].")
     else:
         said.append("To forget more and keep more, start a run with more train.steps or a lower train.learning_rate.")
     return " ".join(said)
