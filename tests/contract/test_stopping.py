@@ -63,6 +63,19 @@ def test_training_stops_early_on_an_easy_concept_late_on_a_hard_one_and_never_wi
     assert (last["fixed"]["step"], last["fixed"]["stopped"], last["fixed"]["check"]) == (24, "steps", None)
 
 
+def test_training_that_stands_still_above_its_target_ends_as_settled(
+    fresh: Callable[[], Backbone], tmp_path: Path
+) -> None:
+    """With a learning rate of next to nothing, and with one that moves: there the same rule goes on to the last step."""
+    rule = {**RULE, "tolerance": 0.01, "target": 0.0}
+    ends = {}
+    for rate in (1e-12, 1e-3):
+        run_step(fresh(), tmp_path / str(rate), stop=rule, **{**SETTINGS, "steps": 12, "learning_rate": rate})
+        ends[rate] = _log(tmp_path / str(rate))[-1]
+    assert (ends[1e-12]["stopped"], ends[1e-12]["step"]) == ("settled", 9)
+    assert (ends[1e-3]["stopped"], ends[1e-3]["step"]) == ("steps", 12)
+
+
 @pytest.mark.parametrize("parameters", ["full", "lora"])
 def test_a_rule_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
     parameters: str, fresh: Callable[[], Backbone], tmp_path: Path
