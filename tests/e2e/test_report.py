@@ -141,6 +141,20 @@ def test_every_request_is_shown_with_what_became_of_it(page: str) -> None:
     assert "100%" in Elements(section(page, "0001")).text
 
 
+def test_the_page_says_where_the_time_of_every_request_went(page: str) -> None:
+    times = page[page.index('<section aria-labelledby="timings">') :]
+    table = [
+        re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)
+        for row in re.findall(r"<tr>.*?</tr>", times, re.DOTALL)
+    ]
+    header, *rows = table
+    phases = {"choose": "1.0", "replay": "2.0", "train": "30.0", "save": "0.1", "evaluate": "40.0", "total": "73.1"}
+    for place, row in enumerate(rows[:3], 1):
+        told = dict(zip(header, row, strict=True))
+        assert told["step"] == str(place)
+        assert {phase: told[phase] for phase in phases} == phases
+
+
 def test_a_rejected_step_says_which_threshold_it_missed(page: str) -> None:
     rejected = section(page, "0003")
     failed = [Elements(row).text for row in re.findall(r'<tr class="failed">.*?</tr>', rejected, re.DOTALL)]
