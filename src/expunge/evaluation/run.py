@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.backbones import Backbone
 from expunge.evaluation.collapse import collapse
-from expunge.evaluation.judge import Judge
+from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen
 from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
@@ -71,8 +71,11 @@ def evaluate(
         if batch[0].measures in known:
             continue
         pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler, precision)
+        readable = pictures.isfinite().flatten(1).all(1).tolist()
+        pictures = pictures.nan_to_num(0.0)
         answers = judge.judge(pictures, [r.question for r in batch])
-        for row, picture, answer in zip(batch, pixels(pictures), answers, strict=True):
+        for row, picture, told, whole in zip(batch, pixels(pictures), answers, readable, strict=True):
+            answer = told if whole else _unreadable(row.question)
             images[row.id] = picture
             table[row.id] = {
                 "row": row.id,
@@ -88,7 +91,7 @@ def evaluate(
                 "confidence": answer.confidence,
                 "recognisable": answer.recognisable,
                 "context": answer.context,
-                "collapsed": collapse(picture) is not None,
+                "collapsed": not whole or collapse(picture) is not None,
                 **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
                 **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
                 "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
@@ -100,6 +103,11 @@ def evaluate(
     kinds = {c: "boolean" for c in ("shown", "recognisable", "context")}
     kinds |= {c: "float64" for c in map(str, frame) if c.endswith("confidence")}  # a judge may have none for any row
     return frame.astype(kinds), images
+
+
+def _unreadable(question: Question) -> Answer:
+    """Of a picture with NaN in it, which any judge would take for a black one: nothing is known."""
+    return Answer(None, None, None, None, {slot: Seen(UNSURE, None) for slot in question.scene})
 
 
 def half_width(rows: Sequence[Row], table: Mapping[str, Mapping[str, object]]) -> float:
