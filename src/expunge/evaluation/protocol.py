@@ -218,6 +218,14 @@ def _subject(protocol: Protocol, source: PromptSource, name: str) -> Subject:
     group = protocol.neighbours.get(name)
     near = [*concept.confusables, *((*group.held_out, *group.replayed) if group else ())]
     own = [words(n) for n in concept.names]
-    alternatives = tuple(n for n in dict.fromkeys([*near, *source.alternatives(concept)]) if words(n) not in own)
+    beside = source.alternatives(concept) or _company(protocol, own)
+    alternatives = tuple(n for n in dict.fromkeys([*near, *beside]) if words(n) not in own)
     confusables = tuple(n for n in alternatives if n in near)
     return Subject(concept.model_copy(update={"confusables": confusables}), alternatives)
+
+
+def _company(protocol: Protocol, own: Sequence[Sequence[str]]) -> list[str]:
+    """Whom the protocol counts with a concept, its names (as words) among them: a neighbour's concept and the rest of that
+    group, or all others."""
+    groups = [(name, *group.held_out, *group.replayed) for name, group in protocol.neighbours.items()]
+    return [n for group in (*groups, protocol.others) if any(words(m) in own for m in group) for n in group]
