@@ -129,6 +129,8 @@ def compare(
 ) -> None:
     """Put two runs side by side: pictures at equal prompts and seeds, paired differences."""
     with sentences():
+        if out.suffix != ".html" or out.is_dir():
+            raise ExpungeError(f"{out} is no HTML file. Give a name that ends in .html.")
         quiet()
         from expunge import audit
         from expunge import report as page
