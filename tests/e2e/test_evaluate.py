@@ -207,6 +207,30 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
         Audit.create(out, model="iconworld", base="iconworld", protocol="iconworld-demo")
 
 
+def test_results_stay_until_another_model_has_loaded(
+    out: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    before, kept = Audit(out).summary(), lying()
+    half = tmp_path / "half.safetensors"
+    save_file({n.replace("attn2", "attn7"): v for n, v in load_file(adapter).items()}, half)
+    expunge("evaluate", half, *BASE, "--out", out, code=2)
+    assert lying() == kept
+    other = Audit.create(out, model=str(adapter), base="iconworld", protocol=str(PROTOCOL))
+    with pytest.raises(ExpungeError, match="not evaluated to the end"):
+        other.summary()  # which is that of the first model
+    # One that ends while the second is painted leaves nothing of the first beside it.
+    monkeypatch.setattr("expunge.audit.audit.evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        other.evaluate()
+    assert {p.name for p in out.iterdir()} == {"audit.toml", "base"}
+    monkeypatch.undo()
+    expunge("evaluate", adapter, *BASE, "--out", out)
+    assert Audit(out).summary().model.digest != before.model.digest
+
+
 def test_no_more_is_painted_than_is_enough(tmp_path: Path) -> None:
     protocol = tmp_path / "tiny.toml"
     text = PROTOCOL.read_text().replace("batch_size = 8", "batch_size = 2")

@@ -77,10 +77,9 @@ class Audit:
             ExpungeError: when `path` holds none, or its configuration cannot be used.
         """
         self.path = Path(path)
-        file = self.path / "audit.toml"
-        if not file.is_file():
+        if not (self.path / "audit.toml").is_file():
             raise ExpungeError(f"{path} holds no evaluation (no audit.toml). `expunge evaluate` makes one.")
-        self.config = AuditConfig.read(file)
+        self.config = self._stored
         self.base, self.model = (
             Shelf(self.path / name / "judgements.parquet", self.path / name / "images") for name in ("base", "model")
         )
@@ -98,10 +97,10 @@ class Audit:
         forgotten: Sequence[str] = (),
         changes: Mapping[str, Any] = {},
     ) -> Self:
-        """Check everything that can be checked without reading weights, then write `audit.toml`.
+        """Check everything that can be checked without reading weights, then write `audit.toml` where there is none.
 
         Where `path` holds an evaluation against the same base model under the same protocol, the base model's pictures and
-        judgements there are used again, and another model takes the place of the one that was evaluated.
+        judgements there are used again. `evaluate` puts another model in the place of the one that was evaluated.
 
         Args:
             model: a Diffusers folder, hub id or built-in name, or a .safetensors file: an adapter, a whole model in its
@@ -139,9 +138,11 @@ class Audit:
                 ),
             }
         )
-        _make_room(Path(path), config)
-        write_text(Path(path) / "audit.toml", config.to_toml())
-        return cls(path)
+        if _is_free(Path(path), config):
+            write_text(Path(path) / "audit.toml", config.to_toml())
+        audit = cls(path)
+        audit.config = config
+        return audit
 
     def evaluate(self, progress: Callable[[Progress], None] = lambda _: None) -> AuditSummary:
         """Paint and judge the protocol's rows with both models, as far as that is not done yet; what was measured.
@@ -155,6 +156,7 @@ class Audit:
         stored, changed = (b.denoiser.state_dict() for b in (base, model))
         drift = weight_drift(changed, stored)
         before = self._judged(base, self.base, "evaluate base", progress)
+        self._take_place()  # not earlier: what lies there is whole until another model has loaded
         after = self._judged(model, self.model, "evaluate", progress)
         forgotten = list(self.config.forgotten)
         image_drift = metrics.mean(after[after["role"] != "forget"], "drift")
@@ -186,7 +188,7 @@ class Audit:
         Raises:
             ExpungeError: before `evaluate` has ended.
         """
-        if not self._summary.exists():
+        if not self._summary.exists() or self._stored != self.config:
             raise ExpungeError(f"{self.path} is not evaluated to the end. Run the same `expunge evaluate` again.")
         return validated(AuditSummary, read_json(self._summary), str(self._summary))
 
@@ -213,6 +215,23 @@ class Audit:
     @cached_property
     def _recognised(self) -> Source:
         return recognise(self.config.model.source, self._folder)
+
+    @property
+    def _stored(self) -> AuditConfig:
+        """What the results in the folder are of."""
+        return AuditConfig.read(self.path / "audit.toml")
+
+    def _take_place(self) -> None:
+        """Delete what was measured of another model, or of other concepts, and is not used again."""
+        before = self._stored
+        if before == self.config:
+            return
+        for old in (self._summary, self.report):
+            old.unlink(missing_ok=True)
+        if before.model.digest != self.config.model.digest:
+            self.model.judgements.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "model", ignore_errors=True)
+        write_text(self.path / "audit.toml", self.config.to_toml())
 
     def _load(self) -> tuple[Backbone, Backbone]:
         for what, digest, expected in (
@@ -262,10 +281,10 @@ class Audit:
         return have.loc[[row.id for row in rows if row.id in have.index]].reset_index()
 
 
-def _make_room(path: Path, config: AuditConfig) -> None:
-    """Keep what can be used again in `path`; refuse what is no evaluation, or one that nothing can be used of."""
+def _is_free(path: Path, config: AuditConfig) -> bool:
+    """Whether nothing lies in `path`; refuse what is no evaluation, or one that nothing can be used of."""
     if not path.exists() or not any(path.iterdir()):
-        return
+        return True
     if not (path / "audit.toml").is_file():
         raise ExpungeError(f"{path} is not empty, and holds no evaluation. Choose another folder.")
     before = Audit(path).config
@@ -274,7 +293,4 @@ def _make_room(path: Path, config: AuditConfig) -> None:
             f"{path} holds an evaluation of another base model, or under another protocol, with other prompts or in "
             "another precision. Choose another folder."
         )
-    for name in ("summary.json", "report.html"):
-        (path / name).unlink(missing_ok=True)
-    if before.model.digest != config.model.digest:
-        shutil.rmtree(path / "model", ignore_errors=True)
+    return False
