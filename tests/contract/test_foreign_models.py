@@ -70,10 +70,31 @@ def test_an_adapter_of_diffusers_is_fused(model_folder: Path, tmp_path: Path) ->
     _, expected = adapt(base.denoiser, 2, lambda model, config: model.add_adapter(config))
     layers = {f"{base.denoiser_name}_lora_layers": get_peft_model_state_dict(base.denoiser)}
     type(base.pipeline).save_lora_weights(tmp_path, **layers)
-    found = opened(tmp_path / "pytorch_lora_weights.safetensors", model_folder)
-    assert agree(found, expected)
+    for model in (tmp_path / "pytorch_lora_weights.safetensors", tmp_path):  # the folder that Diffusers wrote will do
+        assert recognise(str(model), model_folder).name == model.name
+        found = opened(model, model_folder)
+        assert agree(found, expected)
     assert changed(found, backbones.load(model_folder)) == [base.denoiser_name]
     assert not agree(backbones.load(model_folder), expected)
+
+
+def test_the_folder_of_a_denoiser_is_its_file(model_folder: Path, tmp_path: Path) -> None:
+    trained = backbones.load(model_folder)
+    for parameter in trained.denoiser.parameters():
+        parameter.data.mul_(1.5)
+    trained.denoiser.save_pretrained(tmp_path / "trained")  # type: ignore[operator]
+    source = recognise(str(tmp_path / "trained"), model_folder)
+    assert (source.kind, source.name) == ("denoiser", "trained")
+    assert changed(opened(tmp_path / "trained", model_folder), trained) == []
+    save_file({"x": torch.zeros(1)}, tmp_path / "trained" / "more.safetensors")
+    with pytest.raises(ExpungeError, match=r"holds 2 \.safetensors files and no model_index\.json.*Give one file"):
+        recognise(str(tmp_path / "trained"), model_folder)
+
+
+def test_a_run_is_no_model_and_the_sentence_says_what_is(sd_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").touch()
+    with pytest.raises(ExpungeError, match=r"is a run.*weights\.safetensors.*expunge export"):
+        recognise(str(tmp_path), sd_folder)
 
 
 def test_the_scale_of_an_adapter_counts_in_each_format(sd_folder: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,8 @@ its authors' layout; tensors of the denoiser under Diffusers' names, all of them
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was recognised. `path` is a folder for "pipeline" and "PEFT adapter", otherwise a file."""
+    """A model that was recognised. `path` is a folder for "pipeline" and "PEFT adapter", otherwise a file. `name` is that of
+    the folder or the file that was given."""
 
     kind: Kind
     path: Path
@@ -49,9 +50,27 @@ def recognise(model: str, base: Path) -> Source:
     refuse_pickle(path)
     if (path / "adapter_config.json").is_file():
         return _peft(path, path.resolve().name)
+    if (path / "run.toml").is_file():
+        raise ExpungeError(
+            f"{path} is a run. Give a step's model (steps/NNNN/weights.safetensors in it), or write its current one with "
+            f"`expunge export {path} FOLDER` and give that folder."
+        )
+    if path.is_dir() and not (path / "model_index.json").exists() and (file := _only_file(path)):
+        return replace(_file(file, base), name=path.resolve().name)
     folder = model_folder(model)
     _check_pipeline(folder, base)
     return Source("pipeline", folder, model_name(model, folder))
+
+
+def _only_file(folder: Path) -> Path | None:
+    """The only file of weights in a folder without an index: what `save_lora_weights` or `save_pretrained` wrote."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise ExpungeError(
+            f"{folder} holds {len(files)} .safetensors files and no model_index.json, so it is no pipeline. Give one file. "
+            "Where they are parts of one model, load it and write it anew as one (save_pretrained, max_shard_size)."
+        )
+    return files[0] if files else None
 
 
 def _file(path: Path, base: Path) -> Source:
