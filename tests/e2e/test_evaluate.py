@@ -264,6 +264,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
     save_file({"something.else": torch.zeros(2)}, folder / "other.safetensors")
     save_file({f"model.diffusion_model.joint_blocks.{i}": torch.zeros(2) for i in "01"}, folder / "sd3.safetensors")
     save_file({n.replace("attn2", "attn7"): v for n, v in load_file(adapter).items()}, folder / "lora.safetensors")
+    for kind in ("hada_w1_a", "lokr_w1"):
+        save_file({f"lora_unet_mid_block_attn2_to_v.{kind}": torch.zeros(2)}, folder / f"{kind}.safetensors")
     return folder
 
 
@@ -280,6 +282,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
         (["{wrong}/other.safetensors"], "holds no tensor of the base model iconworld-1, no LoRA"),
         (["{wrong}/sd3.safetensors"], "is a StableDiffusion3Pipeline in one file"),
         (["{wrong}/lora.safetensors"], "could not be loaded as a LoRA"),
+        (["{wrong}/hada_w1_a.safetensors"], "is a LyCORIS adapter"),
+        (["{wrong}/lokr_w1.safetensors"], "Merge it into the base model with the tool that made it"),
         (["./nowhere"], "no folder"),
         (["{wrong}"], "no model_index.json"),
         (["{tiny}"], "has latents of size 8, and the base model iconworld-1 has latents of size"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,11 @@ def _file(path: Path, base: Path) -> Source:
     family = backbones.backbone_class(base)
     if any(name.startswith("base_model.model.") for name in shapes):
         return _peft(path.parent, path.name)
+    if strange := next((name for name in shapes if _LYCORIS.search(name)), None):
+        raise ExpungeError(
+            f"{path} is a LyCORIS adapter (LoHa, LoKr or OFT: it holds {strange}), and only LoRA is read. Merge it "
+            "into the base model with the tool that made it, and give the merged model."
+        )
     if any("lora" in name for name in shapes):
         return Source("LoRA", path, path.name)
     for name, other in backbones.BACKBONES.items():
@@ -99,6 +105,9 @@ def _file(path: Path, base: Path) -> Source:
             "began with as the base."
         )
     return Source("denoiser", path, path.name)
+
+
+_LYCORIS = re.compile(r"\.(hada|lokr|oft)_")
 
 
 def _peft(folder: Path, name: str) -> Source:
