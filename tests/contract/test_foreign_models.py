@@ -150,6 +150,19 @@ def test_a_model_in_one_file_brings_its_parts_and_the_base_lends_the_rest(
         assert found.pipeline.scheduler.config == base.pipeline.scheduler.config
 
 
+def test_a_model_of_version_3_in_one_file_is_read_too(sd3_folder: Path, tmp_path: Path) -> None:
+    base, trained = backbones.load(sd3_folder), backbones.load(sd3_folder)
+    for part in (trained.pipeline.transformer, trained.pipeline.vae):
+        for parameter in part.parameters():
+            parameter.data.mul_(1.5)
+    for parts in ("transformer vae", "transformer"):
+        file = original.single_file_3(trained.pipeline, tmp_path / "one.safetensors", parts)
+        assert recognise(str(file), sd3_folder).kind == "single file"
+        found = opened(file, sd3_folder)
+        assert set(changed(found, base)) == set(parts.split())
+        assert changed(found, trained) == [n for n in ("vae",) if n not in parts]
+
+
 def test_a_damaged_model_in_one_file_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     file = original.single_file(backbones.load(sd_folder).pipeline, tmp_path / "one.safetensors")
     whole = load_file(file)
