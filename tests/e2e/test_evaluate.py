@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import expunge as package
 import original
+import tiny_judges
 from expunge import Audit, ExpungeError, backbones, iconworld, report
 from expunge.audit import audit_schema
+from expunge.audit.paired import compare_tables
 from runs import PROTOCOL, expunge
 
 BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
@@ -191,8 +193,10 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
     from expunge.audit import audit
 
     painted: list[int] = []
-    paint = audit.evaluate
-    monkeypatch.setattr(audit, "evaluate", lambda b, rows, *rest: painted.append(len(rows)) or paint(b, rows, *rest))  # type: ignore[func-returns-value]
+    paint = audit.evaluate_each
+    monkeypatch.setattr(
+        audit, "evaluate_each", lambda b, rows, *rest: painted.append(len(rows)) or paint(b, rows, *rest)
+    )  # type: ignore[func-returns-value]
     options = {"base": "iconworld", "protocol": str(PROTOCOL)}
     Audit.create(out, model="iconworld", **options).evaluate()
     assert painted == []
@@ -222,13 +226,42 @@ def test_results_stay_until_another_model_has_loaded(
     with pytest.raises(ExpungeError, match="not evaluated to the end"):
         other.summary()  # which is that of the first model
     # One that ends while the second is painted leaves nothing of the first beside it.
-    monkeypatch.setattr("expunge.audit.audit.evaluate", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("expunge.audit.audit.evaluate_each", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         other.evaluate()
     assert {p.name for p in out.iterdir()} == {"audit.toml", "base"}
     monkeypatch.undo()
     expunge("evaluate", adapter, *BASE, "--out", out)
     assert Audit(out).summary().model.digest != before.model.digest
+
+
+def test_several_judges_see_the_same_pictures(out: Path, tmp_path: Path) -> None:
+    clip = "clip:" + tiny_judges.save(tmp_path / "clip", *tiny_judges.clip())
+    protocol = tmp_path / "two.toml"
+    protocol.write_text(PROTOCOL.read_text().replace("seed = 1\n", f'also = ["{clip}"]\nseed = 1\n', 1))
+    alone, both = table(out), tmp_path / "both"
+    for forgotten in (["panda"], ["panda", "pumpkin", "mosaic"]):  # the second time, rows are added
+        asked: dict[str, Any] = {"base": "iconworld", "protocol": str(protocol), "forgotten": forgotten}
+        summary = package.Audit.create(both, model="iconworld", **asked).evaluate()
+    pd.testing.assert_frame_equal(
+        table(both).sort_values("row", ignore_index=True), alone.sort_values("row", ignore_index=True)
+    )
+    found = {which: pd.read_parquet(both / which / "judgements-2.parquet") for which in ("base", "model")}
+    for seen in found.values():
+        assert set(seen["judge"]) == {clip}
+        assert sorted(seen["row"]) == sorted(alone["row"])
+        assert dict(zip(seen["row"], seen["image"], strict=True)) == dict(
+            zip(alone["row"], alone["image"], strict=True)
+        )
+    expected = compare_tables(found["base"], found["model"], summary.forgotten, summary.forgotten)
+    assert summary.also == {clip: expected}
+    assert summary.also[clip] != summary.against_base
+    # A process that was killed before it wrote the main table had written this one: its rows are not there twice.
+    (both / "model" / "judgements.parquet").unlink()
+    assert Audit(both).evaluate() == summary
+    protocol.write_text(PROTOCOL.read_text().replace("seed = 1\n", 'also = ["iconworld"]\nseed = 1\n', 1))
+    with pytest.raises(ExpungeError, match="named twice"):
+        package.Audit.create(both, model="iconworld", base="iconworld", protocol=str(protocol))
 
 
 def test_no_more_is_painted_than_is_enough(tmp_path: Path) -> None:

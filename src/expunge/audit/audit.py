@@ -20,14 +20,14 @@ from expunge.audit.summary import AuditSummary, EvaluatedModel
 from expunge.backbones import Backbone
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, Row, evaluate, find_judge, metrics, protocol_rows
+from expunge.evaluation import Protocol, Row, evaluate_each, find_judge, metrics, protocol_rows
 from expunge.files import canonical_json, digest_bytes, read_json, write_json, write_text
 from expunge.hardware import compute_dtype, processes, settled
 from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
-from expunge.stream.directory import completed, write_images
+from expunge.stream.directory import completed, write_images, write_table
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.named import (
     JUDGES,
@@ -60,6 +60,10 @@ class Shelf:
 
     judgements: Path
     images: Path
+
+    def further(self, judges: int) -> list[Path]:
+        """Where the judgements of so many further judges lie."""
+        return [self.judgements.with_name(f"judgements-{i + 2}.parquet") for i in range(judges)]
 
 
 class Audit:
@@ -125,7 +129,8 @@ class Audit:
         source = prompt_source(config.prompts)
         names = forgotten or [name for request in asked.requests for name in request]
         concepts = list(dict.fromkeys(forgettable(source, name) for name in names))
-        check_judged(asked, source, concepts, folder)
+        for judge in (asked.judge, *asked.also):
+            check_judged(asked.model_copy(update={"judge": judge}), source, concepts, folder)
         digest = recognise(model, folder).digest
         config = config.model_copy(
             update={
@@ -155,9 +160,9 @@ class Audit:
         parts = (fingerprints(base), fingerprints(model))
         stored, changed = (b.denoiser.state_dict() for b in (base, model))
         drift = weight_drift(changed, stored)
-        before = self._judged(base, self.base, "evaluate base", progress)
+        before, *before_also = self._judged(base, self.base, "evaluate base", progress)
         self._take_place()  # not earlier: what lies there is whole until another model has loaded
-        after = self._judged(model, self.model, "evaluate", progress)
+        after, *after_also = self._judged(model, self.model, "evaluate", progress)
         forgotten = list(self.config.forgotten)
         image_drift = metrics.mean(after[after["role"] != "forget"], "drift")
         summary = AuditSummary(
@@ -177,6 +182,10 @@ class Audit:
             base=summarise_base(before, forgotten),
             metrics=measure(before, after, forgotten, forgotten, {"image_drift": image_drift, "weight_drift": drift}),
             against_base=compare_tables(before, after, forgotten, forgotten),
+            also={
+                judge: compare_tables(first, second, forgotten, forgotten)
+                for judge, first, second in zip(self.protocol.also, before_also, after_also, strict=True)
+            },
             pictures=len(after),
         )
         write_json(self._summary, summary.model_dump(mode="json", by_alias=True))
@@ -248,8 +257,10 @@ class Audit:
 
     def _judged(
         self, backbone: Backbone, shelf: Shelf, phase: str, progress: Callable[[Progress], None]
-    ) -> pd.DataFrame:
-        """Judgements of one of the two models for all rows; those that are on disk are not made again."""
+    ) -> list[pd.DataFrame]:
+        """Each judge's judgements of one of the two models for all rows; those that are on disk are not made again."""
+        judges = [find_judge(name, JUDGES) for name in (self.protocol.judge, *self.protocol.also)]
+        further = shelf.further(len(judges) - 1)
         rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
         enough = None if shelf is self.base else self.protocol.enough
         if enough and shelf.judgements.exists():  # what is measured there already was painted as far as was enough
@@ -259,16 +270,18 @@ class Audit:
 
         def judge(missing: Sequence[Row]) -> pd.DataFrame:
             backbone.to(processes().device)
-            table, images = evaluate(
+            (table, *others), images = evaluate_each(
                 backbone,
                 missing,
                 self.protocol.sampler,
-                find_judge(self.protocol.judge, JUDGES),
+                judges,
                 lambda done, of: progress(Progress(0, phase, done, of)),
                 self.config.evaluate.precision,
                 enough,
             )
             backbone.to("cpu")
+            for path, other in zip(further, others, strict=True):  # first: what the main table holds is done
+                _add(path, other)
             if shelf is self.base:
                 write_images(shelf.images, images, table, list(images))
             else:
@@ -277,8 +290,17 @@ class Audit:
             return table
 
         have = completed(shelf.judgements, rows, judge)
-        have = have.set_index("row")
-        return have.loc[[row.id for row in rows if row.id in have.index]].reset_index()
+        painted = set(have["row"])
+        wanted = [row.id for row in rows if row.id in painted]
+        return [t.set_index("row").loc[wanted].reset_index() for t in (have, *map(pd.read_parquet, further))]
+
+
+def _add(path: Path, table: pd.DataFrame) -> None:
+    """Store further judgements at `path`, in the place of any of the same rows that a killed process left there."""
+    if path.exists():
+        have = pd.read_parquet(path)
+        table = pd.concat([have[~have["row"].isin(table["row"])], table], ignore_index=True)
+    write_table(path, table)
 
 
 def _is_free(path: Path, config: AuditConfig) -> bool:

@@ -56,6 +56,7 @@ class Protocol(Strict):
     Attributes:
         model: name of the model that it measures: a built-in, a hub id, or the name of the pipeline's folder.
         judge: who judges its pictures: "iconworld", "clip:MODEL" or "vl:MODEL" (docs/judges.md).
+        also: further judges of the same pictures, whose answers `expunge evaluate` sets beside those of `judge`.
         requests: the sequence of requests that the protocol is made for, each a list of concepts.
         neighbours: {concept of the requests: its neighbours}.
         others: concepts that measure the rest (CRA).
@@ -70,6 +71,7 @@ class Protocol(Strict):
     name: str
     model: str
     judge: str
+    also: tuple[str, ...] = ()
     seed: int
     requests: tuple[tuple[str, ...], ...]
     neighbours: dict[str, Neighbours]
@@ -101,6 +103,8 @@ class Protocol(Strict):
             raise ValueError(f"{both} would be replayed and held out")
         if both := sorted(set(self.others) & {*replayed, *self.held_out}):
             raise ValueError(f"{both} would count as neighbours and as others")
+        if len({self.judge, *self.also}) <= len(self.also):
+            raise ValueError("a judge is named twice (judge, also)")
         for counts in ("forget", "neighbours", "others"):
             if getattr(self.between, counts) > getattr(self.final, counts):
                 raise ValueError(f"between.{counts} must not be above final.{counts}")
