@@ -537,6 +537,19 @@ def test_pickled_weights_are_refused_in_every_component(model_folder: Path, tmp_
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("ending", [".fp16.safetensors", ".fp16-00001-of-00001.safetensors"])
+def test_a_variant_alone_is_refused_by_its_name(model_folder: Path, tmp_path: Path, ending: str) -> None:
+    """A component that is there in both is loaded from the plain file."""
+    folder = copy_of(model_folder, tmp_path)
+    (weights,) = (folder / "vae").glob("*.safetensors")
+    shutil.copy(weights, weights.with_name(weights.stem + ending))
+    backbones.check(folder)
+    backbones.load(folder)
+    weights.unlink()
+    with pytest.raises(ExpungeError, match=r"vae holds its weights as the variant 'fp16' alone.*save_pretrained"):
+        backbones.check(folder)
+
+
 def test_an_incomplete_pipeline_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     """Left alone, the libraries put an empty tokenizer or random weights in place of what is missing."""
     for missing in (

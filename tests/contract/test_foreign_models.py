@@ -70,10 +70,31 @@ def test_an_adapter_of_diffusers_is_fused(model_folder: Path, tmp_path: Path) ->
     _, expected = adapt(base.denoiser, 2, lambda model, config: model.add_adapter(config))
     layers = {f"{base.denoiser_name}_lora_layers": get_peft_model_state_dict(base.denoiser)}
     type(base.pipeline).save_lora_weights(tmp_path, **layers)
-    found = opened(tmp_path / "pytorch_lora_weights.safetensors", model_folder)
-    assert agree(found, expected)
+    for model in (tmp_path / "pytorch_lora_weights.safetensors", tmp_path):  # the folder that Diffusers wrote will do
+        assert recognise(str(model), model_folder).name == model.name
+        found = opened(model, model_folder)
+        assert agree(found, expected)
     assert changed(found, backbones.load(model_folder)) == [base.denoiser_name]
     assert not agree(backbones.load(model_folder), expected)
+
+
+def test_the_folder_of_a_denoiser_is_its_file(model_folder: Path, tmp_path: Path) -> None:
+    trained = backbones.load(model_folder)
+    for parameter in trained.denoiser.parameters():
+        parameter.data.mul_(1.5)
+    trained.denoiser.save_pretrained(tmp_path / "trained")  # type: ignore[operator]
+    source = recognise(str(tmp_path / "trained"), model_folder)
+    assert (source.kind, source.name) == ("denoiser", "trained")
+    assert changed(opened(tmp_path / "trained", model_folder), trained) == []
+    save_file({"x": torch.zeros(1)}, tmp_path / "trained" / "more.safetensors")
+    with pytest.raises(ExpungeError, match=r"holds 2 \.safetensors files and no model_index\.json.*Give one file"):
+        recognise(str(tmp_path / "trained"), model_folder)
+
+
+def test_a_run_is_no_model_and_the_sentence_says_what_is(sd_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").touch()
+    with pytest.raises(ExpungeError, match=r"is a run.*weights\.safetensors.*expunge export"):
+        recognise(str(tmp_path), sd_folder)
 
 
 def test_the_scale_of_an_adapter_counts_in_each_format(sd_folder: Path, tmp_path: Path) -> None:
@@ -127,6 +148,19 @@ def test_a_model_in_one_file_brings_its_parts_and_the_base_lends_the_rest(
         assert changed(found, trained) == [n for n in fingerprints(found) if n in lent]
         assert set(changed(found, base)) == set(parts.split())
         assert found.pipeline.scheduler.config == base.pipeline.scheduler.config
+
+
+def test_a_model_of_version_3_in_one_file_is_read_too(sd3_folder: Path, tmp_path: Path) -> None:
+    base, trained = backbones.load(sd3_folder), backbones.load(sd3_folder)
+    for part in (trained.pipeline.transformer, trained.pipeline.vae):
+        for parameter in part.parameters():
+            parameter.data.mul_(1.5)
+    for parts in ("transformer vae", "transformer"):
+        file = original.single_file_3(trained.pipeline, tmp_path / "one.safetensors", parts)
+        assert recognise(str(file), sd3_folder).kind == "single file"
+        found = opened(file, sd3_folder)
+        assert set(changed(found, base)) == set(parts.split())
+        assert changed(found, trained) == [n for n in ("vae",) if n not in parts]
 
 
 def test_a_damaged_model_in_one_file_is_refused(sd_folder: Path, tmp_path: Path) -> None:

@@ -161,3 +161,11 @@ def test_two_processes_do_not_serve_one_run_but_requests_can_still_be_added(fini
         assert "is in use by process" in expunge("resume", run, code=2)
         expunge("request", run, "pumpkin")
     assert [r.id for r in package.Run(run).open_requests] == ["0003"]
+
+
+def test_brackets_are_printed(finished_run: Path, tmp_path: Path) -> None:
+    """Rich would take them for markup, in help as in names and paths."""
+    assert "A field of [prompts] or [evaluate] (repeatable)." in expunge("evaluate", "--help")
+    run = shutil.copytree(finished_run, tmp_path / "[bold]" / ":apple:")
+    assert "[bold]/:apple:" in expunge("status", run)
+    assert f"Request 0003 waits. `expunge resume {run}` serves it." in expunge("request", run, "pumpkin")

@@ -199,3 +199,14 @@ def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_r
     ):
         assert sentence in expunge("compare", a, other, "--out", tmp_path / "page.html", code=2)
     assert not (tmp_path / "page.html").exists()
+
+
+@pytest.mark.parametrize("out", ["summary.json", "folder", "folder.html", ".html"])
+def test_the_page_takes_the_place_of_nothing_but_a_page(a: Path, b: Path, tmp_path: Path, out: str) -> None:
+    for folder in ("folder", "folder.html"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "summary.json").write_text("{}")
+    said = expunge("compare", a, b, "--out", tmp_path / out, code=2)
+    assert "is no HTML file. Give a name that ends in .html." in said
+    assert "UA" not in said  # nothing was compared
+    assert (tmp_path / "summary.json").read_text() == "{}"

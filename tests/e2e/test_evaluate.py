@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 
 import expunge as package
 import original
+import tiny_judges
 from expunge import Audit, ExpungeError, backbones, iconworld, report
 from expunge.audit import audit_schema
+from expunge.audit.paired import compare_tables
 from runs import PROTOCOL, expunge
 
 BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
@@ -107,6 +109,20 @@ def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: P
         assert summary.model.changed == ["unet"]
 
 
+def test_a_broken_model_is_measured_as_one(out: Path, tmp_path: Path) -> None:
+    """Its last layer is NaN. What cannot be measured is null with a reason, and the page says so."""
+    stored = backbones.stored_denoiser(FOLDER)
+    broken = {n: torch.full_like(v, float("nan")) for n, v in stored.items() if n.startswith("conv_out.")}
+    save_file(broken, tmp_path / "nan.safetensors")
+    expunge("evaluate", tmp_path / "nan.safetensors", *BASE, "--out", out)
+    measured = Audit(out).summary().metrics
+    assert (measured.ua, measured.context, measured.ira, measured.weight_drift) == (None, None, None, None)
+    assert "weights hold NaN" in measured.reasons["weight_drift"]
+    assert measured.collapsed is not None
+    assert measured.collapsed.value == 1.0
+    assert "weights hold NaN" in (out / "report.html").read_text().replace("&#39;", "'")
+
+
 # -- formats ------------------------------------------------------------------------------------------------------------
 
 
@@ -177,8 +193,10 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
     from expunge.audit import audit
 
     painted: list[int] = []
-    paint = audit.evaluate
-    monkeypatch.setattr(audit, "evaluate", lambda b, rows, *rest: painted.append(len(rows)) or paint(b, rows, *rest))  # type: ignore[func-returns-value]
+    paint = audit.evaluate_each
+    monkeypatch.setattr(
+        audit, "evaluate_each", lambda b, rows, *rest: painted.append(len(rows)) or paint(b, rows, *rest)
+    )  # type: ignore[func-returns-value]
     options = {"base": "iconworld", "protocol": str(PROTOCOL)}
     Audit.create(out, model="iconworld", **options).evaluate()
     assert painted == []
@@ -191,6 +209,59 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
     assert Audit(out).summary().pictures == 4 + 4 + 6 + 4
     with pytest.raises(ExpungeError, match="under another protocol"):
         Audit.create(out, model="iconworld", base="iconworld", protocol="iconworld-demo")
+
+
+def test_results_stay_until_another_model_has_loaded(
+    out: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying() -> dict[str, bytes]:
+        return {str(p): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    before, kept = Audit(out).summary(), lying()
+    half = tmp_path / "half.safetensors"
+    save_file({n.replace("attn2", "attn7"): v for n, v in load_file(adapter).items()}, half)
+    expunge("evaluate", half, *BASE, "--out", out, code=2)
+    assert lying() == kept
+    other = Audit.create(out, model=str(adapter), base="iconworld", protocol=str(PROTOCOL))
+    with pytest.raises(ExpungeError, match="not evaluated to the end"):
+        other.summary()  # which is that of the first model
+    # One that ends while the second is painted leaves nothing of the first beside it.
+    monkeypatch.setattr("expunge.audit.audit.evaluate_each", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        other.evaluate()
+    assert {p.name for p in out.iterdir()} == {"audit.toml", "base"}
+    monkeypatch.undo()
+    expunge("evaluate", adapter, *BASE, "--out", out)
+    assert Audit(out).summary().model.digest != before.model.digest
+
+
+def test_several_judges_see_the_same_pictures(out: Path, tmp_path: Path) -> None:
+    clip = "clip:" + tiny_judges.save(tmp_path / "clip", *tiny_judges.clip())
+    protocol = tmp_path / "two.toml"
+    protocol.write_text(PROTOCOL.read_text().replace("seed = 1\n", f'also = ["{clip}"]\nseed = 1\n', 1))
+    alone, both = table(out), tmp_path / "both"
+    for forgotten in (["panda"], ["panda", "pumpkin", "mosaic"]):  # the second time, rows are added
+        asked: dict[str, Any] = {"base": "iconworld", "protocol": str(protocol), "forgotten": forgotten}
+        summary = package.Audit.create(both, model="iconworld", **asked).evaluate()
+    pd.testing.assert_frame_equal(
+        table(both).sort_values("row", ignore_index=True), alone.sort_values("row", ignore_index=True)
+    )
+    found = {which: pd.read_parquet(both / which / "judgements-2.parquet") for which in ("base", "model")}
+    for seen in found.values():
+        assert set(seen["judge"]) == {clip}
+        assert sorted(seen["row"]) == sorted(alone["row"])
+        assert dict(zip(seen["row"], seen["image"], strict=True)) == dict(
+            zip(alone["row"], alone["image"], strict=True)
+        )
+    expected = compare_tables(found["base"], found["model"], summary.forgotten, summary.forgotten)
+    assert summary.also == {clip: expected}
+    assert summary.also[clip] != summary.against_base
+    # A process that was killed before it wrote the main table had written this one: its rows are not there twice.
+    (both / "model" / "judgements.parquet").unlink()
+    assert Audit(both).evaluate() == summary
+    protocol.write_text(PROTOCOL.read_text().replace("seed = 1\n", 'also = ["iconworld"]\nseed = 1\n', 1))
+    with pytest.raises(ExpungeError, match="named twice"):
+        package.Audit.create(both, model="iconworld", base="iconworld", protocol=str(protocol))
 
 
 def test_no_more_is_painted_than_is_enough(tmp_path: Path) -> None:
@@ -226,6 +297,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
     save_file({"something.else": torch.zeros(2)}, folder / "other.safetensors")
     save_file({f"model.diffusion_model.joint_blocks.{i}": torch.zeros(2) for i in "01"}, folder / "sd3.safetensors")
     save_file({n.replace("attn2", "attn7"): v for n, v in load_file(adapter).items()}, folder / "lora.safetensors")
+    for kind in ("hada_w1_a", "lokr_w1"):
+        save_file({f"lora_unet_mid_block_attn2_to_v.{kind}": torch.zeros(2)}, folder / f"{kind}.safetensors")
     return folder
 
 
@@ -242,6 +315,8 @@ def wrong(tmp_path_factory: pytest.TempPathFactory, adapter: Path) -> Path:
         (["{wrong}/other.safetensors"], "holds no tensor of the base model iconworld-1, no LoRA"),
         (["{wrong}/sd3.safetensors"], "is a StableDiffusion3Pipeline in one file"),
         (["{wrong}/lora.safetensors"], "could not be loaded as a LoRA"),
+        (["{wrong}/hada_w1_a.safetensors"], "is a LyCORIS adapter"),
+        (["{wrong}/lokr_w1.safetensors"], "Merge it into the base model with the tool that made it"),
         (["./nowhere"], "no folder"),
         (["{wrong}"], "no model_index.json"),
         (["{tiny}"], "has latents of size 8, and the base model iconworld-1 has latents of size"),

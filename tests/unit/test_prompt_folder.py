@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+import tiny_judges
 from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, protocol_rows
+from expunge.evaluation import ClipJudge, Protocol, protocol_rows
 from expunge.prompts import KnownConcepts, PromptFolder
 
 DATA = Path(__file__).parents[1] / "data"
@@ -160,7 +161,11 @@ def test_what_can_only_be_measured_cannot_be_forgotten() -> None:
         FOLDER.concept("lighthous")
 
 
-def test_a_protocol_may_count_neighbours_that_stand_in_eval_csv_alone() -> None:
+def test_a_protocol_may_count_neighbours_that_stand_in_eval_csv_alone(copy: Path, tmp_path: Path) -> None:
+    """What the folder knows nothing about is told from what the protocol counts with it, by a judge that compares."""
+    with (copy / "eval.csv").open("a") as file:
+        file.write("Windmill, Windmill at dusk\nAcorn, Acorn and a leaf\nAcorn, Acorn on moss\n")
+    folder = read(copy)
     protocol = Protocol.model_validate(
         {
             "schema": 1,
@@ -169,17 +174,27 @@ def test_a_protocol_may_count_neighbours_that_stand_in_eval_csv_alone() -> None:
             "judge": "iconworld",
             "seed": 1,
             "requests": [["golf ball"]],
-            "neighbours": {"golf ball": {"held_out": ["plum"], "replayed": []}},
-            "others": ["lighthouse"],
+            "neighbours": {"golf ball": {"held_out": ["plum"], "replayed": ["acorn"]}},
+            "others": ["lighthouse", "windmill"],
             "sampler": {"solver": "default", "steps": 1, "guidance": 1.0},
-            "between": {"forget": 2, "neighbours": 2, "others": 1},
-            "final": {"forget": 2, "neighbours": 2, "others": 1},
+            "between": {"forget": 2, "neighbours": 4, "others": 2},
+            "final": {"forget": 2, "neighbours": 4, "others": 2},
         }
     )
-    rows = protocol_rows(protocol, FOLDER, [GOLF_BALL])
-    assert [row.concept for row in rows] == ["golf ball"] * 2 + ["Plum"] * 2 + ["Lighthouse"]
+    rows = protocol_rows(protocol, folder, [GOLF_BALL])
+    assert [row.concept for row in rows] == [
+        *["golf ball"] * 2, *["Plum"] * 2, *["Acorn"] * 2, "Lighthouse", "Windmill",
+    ]  # fmt: skip
     subjects = {row.concept: row.subjects["thing"].alternatives for row in rows}
-    assert subjects == {"golf ball": ("plum", "marble"), "Plum": (), "Lighthouse": ()}
+    assert subjects == {
+        "golf ball": ("plum", "acorn", "marble"),
+        "Plum": ("golf ball", "acorn"),
+        "Acorn": ("golf ball", "plum"),
+        "Lighthouse": ("windmill",),
+        "Windmill": ("lighthouse",),
+    }
+    clip = ClipJudge(tiny_judges.save(tmp_path / "clip", *tiny_judges.clip()))
+    clip.check([row.question for row in rows], (16, 16))
 
 
 def test_kinds_and_aliases_come_from_the_concepts_file() -> None:

@@ -20,14 +20,14 @@ from expunge.audit.summary import AuditSummary, EvaluatedModel
 from expunge.backbones import Backbone
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, Row, evaluate, find_judge, metrics, protocol_rows
+from expunge.evaluation import Protocol, Row, evaluate_each, find_judge, metrics, protocol_rows
 from expunge.files import canonical_json, digest_bytes, read_json, write_json, write_text
 from expunge.hardware import compute_dtype, processes, settled
 from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
-from expunge.stream.directory import completed, write_images
+from expunge.stream.directory import completed, write_images, write_table
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.named import (
     JUDGES,
@@ -61,6 +61,10 @@ class Shelf:
     judgements: Path
     images: Path
 
+    def further(self, judges: int) -> list[Path]:
+        """Where the judgements of so many further judges lie."""
+        return [self.judgements.with_name(f"judgements-{i + 2}.parquet") for i in range(judges)]
+
 
 class Audit:
     """A folder in which a model is measured beside its base model.
@@ -77,10 +81,9 @@ class Audit:
             ExpungeError: when `path` holds none, or its configuration cannot be used.
         """
         self.path = Path(path)
-        file = self.path / "audit.toml"
-        if not file.is_file():
+        if not (self.path / "audit.toml").is_file():
             raise ExpungeError(f"{path} holds no evaluation (no audit.toml). `expunge evaluate` makes one.")
-        self.config = AuditConfig.read(file)
+        self.config = self._stored
         self.base, self.model = (
             Shelf(self.path / name / "judgements.parquet", self.path / name / "images") for name in ("base", "model")
         )
@@ -98,10 +101,10 @@ class Audit:
         forgotten: Sequence[str] = (),
         changes: Mapping[str, Any] = {},
     ) -> Self:
-        """Check everything that can be checked without reading weights, then write `audit.toml`.
+        """Check everything that can be checked without reading weights, then write `audit.toml` where there is none.
 
         Where `path` holds an evaluation against the same base model under the same protocol, the base model's pictures and
-        judgements there are used again, and another model takes the place of the one that was evaluated.
+        judgements there are used again. `evaluate` puts another model in the place of the one that was evaluated.
 
         Args:
             model: a Diffusers folder, hub id or built-in name, or a .safetensors file: an adapter, a whole model in its
@@ -126,7 +129,8 @@ class Audit:
         source = prompt_source(config.prompts)
         names = forgotten or [name for request in asked.requests for name in request]
         concepts = list(dict.fromkeys(forgettable(source, name) for name in names))
-        check_judged(asked, source, concepts, folder)
+        for judge in (asked.judge, *asked.also):
+            check_judged(asked.model_copy(update={"judge": judge}), source, concepts, folder)
         digest = recognise(model, folder).digest
         config = config.model_copy(
             update={
@@ -139,9 +143,11 @@ class Audit:
                 ),
             }
         )
-        _make_room(Path(path), config)
-        write_text(Path(path) / "audit.toml", config.to_toml())
-        return cls(path)
+        if _is_free(Path(path), config):
+            write_text(Path(path) / "audit.toml", config.to_toml())
+        audit = cls(path)
+        audit.config = config
+        return audit
 
     def evaluate(self, progress: Callable[[Progress], None] = lambda _: None) -> AuditSummary:
         """Paint and judge the protocol's rows with both models, as far as that is not done yet; what was measured.
@@ -154,8 +160,9 @@ class Audit:
         parts = (fingerprints(base), fingerprints(model))
         stored, changed = (b.denoiser.state_dict() for b in (base, model))
         drift = weight_drift(changed, stored)
-        before = self._judged(base, self.base, "evaluate base", progress)
-        after = self._judged(model, self.model, "evaluate", progress)
+        before, *before_also = self._judged(base, self.base, "evaluate base", progress)
+        self._take_place()  # not earlier: what lies there is whole until another model has loaded
+        after, *after_also = self._judged(model, self.model, "evaluate", progress)
         forgotten = list(self.config.forgotten)
         image_drift = metrics.mean(after[after["role"] != "forget"], "drift")
         summary = AuditSummary(
@@ -175,6 +182,10 @@ class Audit:
             base=summarise_base(before, forgotten),
             metrics=measure(before, after, forgotten, forgotten, {"image_drift": image_drift, "weight_drift": drift}),
             against_base=compare_tables(before, after, forgotten, forgotten),
+            also={
+                judge: compare_tables(first, second, forgotten, forgotten)
+                for judge, first, second in zip(self.protocol.also, before_also, after_also, strict=True)
+            },
             pictures=len(after),
         )
         write_json(self._summary, summary.model_dump(mode="json", by_alias=True))
@@ -186,7 +197,7 @@ class Audit:
         Raises:
             ExpungeError: before `evaluate` has ended.
         """
-        if not self._summary.exists():
+        if not self._summary.exists() or self._stored != self.config:
             raise ExpungeError(f"{self.path} is not evaluated to the end. Run the same `expunge evaluate` again.")
         return validated(AuditSummary, read_json(self._summary), str(self._summary))
 
@@ -214,6 +225,23 @@ class Audit:
     def _recognised(self) -> Source:
         return recognise(self.config.model.source, self._folder)
 
+    @property
+    def _stored(self) -> AuditConfig:
+        """What the results in the folder are of."""
+        return AuditConfig.read(self.path / "audit.toml")
+
+    def _take_place(self) -> None:
+        """Delete what was measured of another model, or of other concepts, and is not used again."""
+        before = self._stored
+        if before == self.config:
+            return
+        for old in (self._summary, self.report):
+            old.unlink(missing_ok=True)
+        if before.model.digest != self.config.model.digest:
+            self.model.judgements.unlink(missing_ok=True)
+            shutil.rmtree(self.path / "model", ignore_errors=True)
+        write_text(self.path / "audit.toml", self.config.to_toml())
+
     def _load(self) -> tuple[Backbone, Backbone]:
         for what, digest, expected in (
             (self._folder, backbones.model_digest(self._folder), self.config.base.digest),
@@ -229,8 +257,10 @@ class Audit:
 
     def _judged(
         self, backbone: Backbone, shelf: Shelf, phase: str, progress: Callable[[Progress], None]
-    ) -> pd.DataFrame:
-        """Judgements of one of the two models for all rows; those that are on disk are not made again."""
+    ) -> list[pd.DataFrame]:
+        """Each judge's judgements of one of the two models for all rows; those that are on disk are not made again."""
+        judges = [find_judge(name, JUDGES) for name in (self.protocol.judge, *self.protocol.also)]
+        further = shelf.further(len(judges) - 1)
         rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
         enough = None if shelf is self.base else self.protocol.enough
         if enough and shelf.judgements.exists():  # what is measured there already was painted as far as was enough
@@ -240,16 +270,18 @@ class Audit:
 
         def judge(missing: Sequence[Row]) -> pd.DataFrame:
             backbone.to(processes().device)
-            table, images = evaluate(
+            (table, *others), images = evaluate_each(
                 backbone,
                 missing,
                 self.protocol.sampler,
-                find_judge(self.protocol.judge, JUDGES),
+                judges,
                 lambda done, of: progress(Progress(0, phase, done, of)),
                 self.config.evaluate.precision,
                 enough,
             )
             backbone.to("cpu")
+            for path, other in zip(further, others, strict=True):  # first: what the main table holds is done
+                _add(path, other)
             if shelf is self.base:
                 write_images(shelf.images, images, table, list(images))
             else:
@@ -258,14 +290,23 @@ class Audit:
             return table
 
         have = completed(shelf.judgements, rows, judge)
-        have = have.set_index("row")
-        return have.loc[[row.id for row in rows if row.id in have.index]].reset_index()
+        painted = set(have["row"])
+        wanted = [row.id for row in rows if row.id in painted]
+        return [t.set_index("row").loc[wanted].reset_index() for t in (have, *map(pd.read_parquet, further))]
 
 
-def _make_room(path: Path, config: AuditConfig) -> None:
-    """Keep what can be used again in `path`; refuse what is no evaluation, or one that nothing can be used of."""
+def _add(path: Path, table: pd.DataFrame) -> None:
+    """Store further judgements at `path`, in the place of any of the same rows that a killed process left there."""
+    if path.exists():
+        have = pd.read_parquet(path)
+        table = pd.concat([have[~have["row"].isin(table["row"])], table], ignore_index=True)
+    write_table(path, table)
+
+
+def _is_free(path: Path, config: AuditConfig) -> bool:
+    """Whether nothing lies in `path`; refuse what is no evaluation, or one that nothing can be used of."""
     if not path.exists() or not any(path.iterdir()):
-        return
+        return True
     if not (path / "audit.toml").is_file():
         raise ExpungeError(f"{path} is not empty, and holds no evaluation. Choose another folder.")
     before = Audit(path).config
@@ -274,7 +315,4 @@ def _make_room(path: Path, config: AuditConfig) -> None:
             f"{path} holds an evaluation of another base model, or under another protocol, with other prompts or in "
             "another precision. Choose another folder."
         )
-    for name in ("summary.json", "report.html"):
-        (path / name).unlink(missing_ok=True)
-    if before.model.digest != config.model.digest:
-        shutil.rmtree(path / "model", ignore_errors=True)
+    return False

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,8 @@ its authors' layout; tensors of the denoiser under Diffusers' names, all of them
 
 @dataclass(frozen=True)
 class Source:
-    """A model that was recognised. `path` is a folder for "pipeline" and "PEFT adapter", otherwise a file."""
+    """A model that was recognised. `path` is a folder for "pipeline" and "PEFT adapter", otherwise a file. `name` is that of
+    the folder or the file that was given."""
 
     kind: Kind
     path: Path
@@ -49,9 +51,27 @@ def recognise(model: str, base: Path) -> Source:
     refuse_pickle(path)
     if (path / "adapter_config.json").is_file():
         return _peft(path, path.resolve().name)
+    if (path / "run.toml").is_file():
+        raise ExpungeError(
+            f"{path} is a run. Give a step's model (steps/NNNN/weights.safetensors in it), or write its current one with "
+            f"`expunge export {path} FOLDER` and give that folder."
+        )
+    if path.is_dir() and not (path / "model_index.json").exists() and (file := _only_file(path)):
+        return replace(_file(file, base), name=path.resolve().name)
     folder = model_folder(model)
     _check_pipeline(folder, base)
     return Source("pipeline", folder, model_name(model, folder))
+
+
+def _only_file(folder: Path) -> Path | None:
+    """The only file of weights in a folder without an index: what `save_lora_weights` or `save_pretrained` wrote."""
+    files = sorted(folder.glob("*.safetensors"))
+    if len(files) > 1:
+        raise ExpungeError(
+            f"{folder} holds {len(files)} .safetensors files and no model_index.json, so it is no pipeline. Give one file. "
+            "Where they are parts of one model, load it and write it anew as one (save_pretrained, max_shard_size)."
+        )
+    return files[0] if files else None
 
 
 def _file(path: Path, base: Path) -> Source:
@@ -59,6 +79,11 @@ def _file(path: Path, base: Path) -> Source:
     family = backbones.backbone_class(base)
     if any(name.startswith("base_model.model.") for name in shapes):
         return _peft(path.parent, path.name)
+    if strange := next((name for name in shapes if _LYCORIS.search(name)), None):
+        raise ExpungeError(
+            f"{path} is a LyCORIS adapter (LoHa, LoKr or OFT: it holds {strange}), and only LoRA is read. Merge it "
+            "into the base model with the tool that made it, and give the merged model."
+        )
     if any("lora" in name for name in shapes):
         return Source("LoRA", path, path.name)
     for name, other in backbones.BACKBONES.items():
@@ -80,6 +105,9 @@ def _file(path: Path, base: Path) -> Source:
             "began with as the base."
         )
     return Source("denoiser", path, path.name)
+
+
+_LYCORIS = re.compile(r"\.(hada|lokr|oft)_")
 
 
 def _peft(folder: Path, name: str) -> Source:

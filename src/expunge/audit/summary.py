@@ -31,6 +31,7 @@ class AuditSummary(_Strict):
 
     Attributes:
         against_base: base model (first), evaluated model (second), and the paired difference.
+        also: the same by each further judge of the protocol.
         pictures: pictures judged of each of the two.
     """
 
@@ -43,6 +44,7 @@ class AuditSummary(_Strict):
     base: BaseSummary
     metrics: Metrics
     against_base: Paired
+    also: dict[str, Paired] = {}
     pictures: int
 
 

@@ -152,7 +152,14 @@ def _check_component(folder: Path, is_denoiser: bool) -> None:
             f"{folder} holds no .safetensors file. Pickled weights are not opened, because they can run code. "
             "Where you trust them, load the pipeline with Diffusers and write it anew with save_pretrained."
         )
-    for path in sorted(folder.glob("*.safetensors")):
+    weights = sorted(folder.glob("*.safetensors"))
+    if weights and all("." in path.stem for path in weights):  # model.fp16.safetensors
+        variant = weights[0].stem.split(".")[1].split("-")[0]
+        raise ExpungeError(
+            f"{folder} holds its weights as the variant {variant!r} alone ({weights[0].name}), which is not looked for. Load "
+            f"the pipeline with Diffusers (variant={variant!r}) and write it anew with save_pretrained, without a variant."
+        )
+    for path in weights:
         tensor_shapes(path)
 
 

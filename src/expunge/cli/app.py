@@ -101,7 +101,10 @@ def evaluate(
     ] = [],  # noqa: B006 - typer copies it
     assignments: Annotated[
         list[str],
-        typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="A field of [prompts] or [evaluate] (repeatable)."),
+        # Typer reads help as Rich's markup, in which an open bracket is escaped.
+        typer.Option(
+            "--set", metavar="SECTION.FIELD=VALUE", help=r"A field of \[prompts] or \[evaluate] (repeatable)."
+        ),
     ] = [],  # noqa: B006
 ) -> None:
     """Measure a model that any tool made, beside the base model that it was made from."""
@@ -129,6 +132,8 @@ def compare(
 ) -> None:
     """Put two runs side by side: pictures at equal prompts and seeds, paired differences."""
     with sentences():
+        if out.suffix != ".html" or out.is_dir():
+            raise ExpungeError(f"{out} is no HTML file. Give a name that ends in .html.")
         quiet()
         from expunge import audit
         from expunge import report as page

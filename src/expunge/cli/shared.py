@@ -15,7 +15,7 @@ from rich.console import Console
 
 from expunge.errors import ExpungeError, Interrupted, Notice, quoted
 
-console = Console()
+console = Console(markup=False, emoji=False)  # names and paths may hold [brackets] and :colons:
 problems = Console(stderr=True)
 
 Set = Annotated[

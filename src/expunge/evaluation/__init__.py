@@ -4,7 +4,7 @@ from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen, Subj
 from expunge.evaluation.judges import ClipJudge, VisionLanguageJudge, find_judge
 from expunge.evaluation.metrics import Value
 from expunge.evaluation.protocol import Protocol, Row, SamplerConfig, forget_rows, protocol_rows, retention_rows
-from expunge.evaluation.run import Images, evaluate, paint
+from expunge.evaluation.run import Images, evaluate, evaluate_each, paint
 
 __all__ = [
     "UNSURE",
@@ -21,6 +21,7 @@ __all__ = [
     "Value",
     "VisionLanguageJudge",
     "evaluate",
+    "evaluate_each",
     "find_judge",
     "forget_rows",
     "paint",

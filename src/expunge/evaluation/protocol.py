@@ -56,6 +56,7 @@ class Protocol(Strict):
     Attributes:
         model: name of the model that it measures: a built-in, a hub id, or the name of the pipeline's folder.
         judge: who judges its pictures: "iconworld", "clip:MODEL" or "vl:MODEL" (docs/judges.md).
+        also: further judges of the same pictures, whose answers `expunge evaluate` sets beside those of `judge`.
         requests: the sequence of requests that the protocol is made for, each a list of concepts.
         neighbours: {concept of the requests: its neighbours}.
         others: concepts that measure the rest (CRA).
@@ -70,6 +71,7 @@ class Protocol(Strict):
     name: str
     model: str
     judge: str
+    also: tuple[str, ...] = ()
     seed: int
     requests: tuple[tuple[str, ...], ...]
     neighbours: dict[str, Neighbours]
@@ -101,6 +103,8 @@ class Protocol(Strict):
             raise ValueError(f"{both} would be replayed and held out")
         if both := sorted(set(self.others) & {*replayed, *self.held_out}):
             raise ValueError(f"{both} would count as neighbours and as others")
+        if len({self.judge, *self.also}) <= len(self.also):
+            raise ValueError("a judge is named twice (judge, also)")
         for counts in ("forget", "neighbours", "others"):
             if getattr(self.between, counts) > getattr(self.final, counts):
                 raise ValueError(f"between.{counts} must not be above final.{counts}")
@@ -218,6 +222,14 @@ def _subject(protocol: Protocol, source: PromptSource, name: str) -> Subject:
     group = protocol.neighbours.get(name)
     near = [*concept.confusables, *((*group.held_out, *group.replayed) if group else ())]
     own = [words(n) for n in concept.names]
-    alternatives = tuple(n for n in dict.fromkeys([*near, *source.alternatives(concept)]) if words(n) not in own)
+    beside = source.alternatives(concept) or _company(protocol, own)
+    alternatives = tuple(n for n in dict.fromkeys([*near, *beside]) if words(n) not in own)
     confusables = tuple(n for n in alternatives if n in near)
     return Subject(concept.model_copy(update={"confusables": confusables}), alternatives)
+
+
+def _company(protocol: Protocol, own: Sequence[Sequence[str]]) -> list[str]:
+    """Whom the protocol counts with a concept, its names (as words) among them: a neighbour's concept and the rest of that
+    group, or all others."""
+    groups = [(name, *group.held_out, *group.replayed) for name, group in protocol.neighbours.items()]
+    return [n for group in (*groups, protocol.others) if any(words(m) in own for m in group) for n in group]

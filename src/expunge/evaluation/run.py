@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from expunge.backbones import Backbone
 from expunge.evaluation.collapse import collapse
-from expunge.evaluation.judge import Judge
+from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen
 from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
@@ -61,45 +61,76 @@ def evaluate(
     Args:
         enough: see `Protocol`; rows that are not painted because of it are not in the table.
     """
+    tables, images = evaluate_each(backbone, rows, sampler, [judge], progress, precision, enough)
+    return tables[0], images
+
+
+def evaluate_each(
+    backbone: Backbone,
+    rows: Sequence[Row],
+    sampler: SamplerConfig,
+    judges: Sequence[Judge],
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    precision: Precision = "fp32",
+    enough: float | None = None,
+) -> tuple[list[pd.DataFrame], Images]:
+    """As `evaluate`, with a table for each of several judges of the same pictures; the first says what is `enough`."""
     dtype = compute_dtype(precision)
     # Autocast alone would convert the weights at every one of thousands of passes.
     denoiser = backbone.denoiser if dtype == torch.float32 else backbone.copy_denoiser(dtype)
-    table: dict[str, dict[str, object]] = {}
+    tables: list[dict[str, dict[str, object]]] = [{} for _ in judges]
     images: Images = {}
     known: set[tuple[str, str]] = set()
     for batch in batches(rows, sampler.batch_size):
         if batch[0].measures in known:
             continue
         pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler, precision)
-        answers = judge.judge(pictures, [r.question for r in batch])
-        for row, picture, answer in zip(batch, pixels(pictures), answers, strict=True):
-            images[row.id] = picture
-            table[row.id] = {
-                "row": row.id,
-                "role": row.role,
-                "concept": row.concept,
-                "replayed": row.replayed,
-                "level": row.level,
-                "prompt": row.prompt,
-                "seed": row.seed,
-                "asked": "; ".join(f"{slot}={value}" for slot, value in row.scene.items()),
-                "judge": judge.name,
-                "shown": answer.shown,
-                "confidence": answer.confidence,
-                "recognisable": answer.recognisable,
-                "context": answer.context,
-                "collapsed": collapse(picture) is not None,
-                **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
-                **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
-                "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
-            }
-        progress(len(table), len(rows))
-        if enough and half_width([row for row in rows if row.measures == batch[0].measures], table) <= enough:
+        readable = pictures.isfinite().flatten(1).all(1).tolist()
+        pictures = pictures.nan_to_num(0.0)
+        images.update(zip((row.id for row in batch), pixels(pictures), strict=True))
+        for judge, table in zip(judges, tables, strict=True):
+            answers = judge.judge(pictures, [r.question for r in batch])
+            for row, told, whole in zip(batch, answers, readable, strict=True):
+                answer = told if whole else _unreadable(row.question)
+                table[row.id] = _judgement(row, images[row.id], answer, judge.name, whole)
+        progress(len(images), len(rows))
+        if enough and half_width([row for row in rows if row.measures == batch[0].measures], tables[0]) <= enough:
             known.add(batch[0].measures)
-    frame = pd.DataFrame([table[row.id] for row in rows if row.id in table])
+    return [_frame([table[row.id] for row in rows if row.id in table]) for table in tables], images
+
+
+def _judgement(row: Row, picture: np.ndarray, answer: Answer, judge: str, whole: bool) -> dict[str, object]:
+    return {
+        "row": row.id,
+        "role": row.role,
+        "concept": row.concept,
+        "replayed": row.replayed,
+        "level": row.level,
+        "prompt": row.prompt,
+        "seed": row.seed,
+        "asked": "; ".join(f"{slot}={value}" for slot, value in row.scene.items()),
+        "judge": judge,
+        "shown": answer.shown,
+        "confidence": answer.confidence,
+        "recognisable": answer.recognisable,
+        "context": answer.context,
+        "collapsed": not whole or collapse(picture) is not None,
+        **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
+        **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
+        "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
+    }
+
+
+def _frame(judgements: Sequence[Mapping[str, object]]) -> pd.DataFrame:
+    frame = pd.DataFrame(judgements)
     kinds = {c: "boolean" for c in ("shown", "recognisable", "context")}
     kinds |= {c: "float64" for c in map(str, frame) if c.endswith("confidence")}  # a judge may have none for any row
-    return frame.astype(kinds), images
+    return frame.astype(kinds)
+
+
+def _unreadable(question: Question) -> Answer:
+    """Of a picture with NaN in it, which any judge would take for a black one: nothing is known."""
+    return Answer(None, None, None, None, {slot: Seen(UNSURE, None) for slot in question.scene})
 
 
 def half_width(rows: Sequence[Row], table: Mapping[str, Mapping[str, object]]) -> float:

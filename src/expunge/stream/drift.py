@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,10 +40,12 @@ def drifts(base: pd.DataFrame, base_images: Path, table: pd.DataFrame, images: I
     return found
 
 
-def weight_drift(changed: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Value:
+def weight_drift(changed: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Value | None:
     """|| M - M(0) || / || M(0) || over the denoiser's tensors `stored`, of which M has those in `changed` instead. Exact, so
-    the interval is a point."""
+    the interval is a point. None where that is no finite number: where M holds NaN."""
     moved = sum(float((v.float() - stored[n].float()).square().sum()) for n, v in changed.items())
     size = sum(float(v.float().square().sum()) for v in stored.values())
     ratio = (moved / size) ** 0.5
+    if not math.isfinite(ratio):
+        return None
     return Value(value=ratio, low=ratio, high=ratio, n=sum(v.numel() for v in stored.values()))

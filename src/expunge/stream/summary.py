@@ -220,6 +220,8 @@ def measure(
         **drift,
     }
     reasons = {name: "no row of this kind could be judged" for name, value in values.items() if value is None}
+    if values["weight_drift"] is None:
+        reasons["weight_drift"] = "the model's weights hold NaN, or values too large to count with: the model is broken"
     reasons["kid_judge"] = "the judge's features are not compared yet"
     return Metrics(**values, reasons=reasons)
 
