@@ -210,6 +210,11 @@ CASES = {
     "a picture that is no PNG": Case(
         ("generate", "iconworld", "a fox", "--out", "{}/picture.tex"), "Give a name that ends in .png"
     ),
+    "a picture in the place of a folder": Case(
+        ("generate", "iconworld", "a fox", "--out", "{}/folder.png"),
+        "Give a name that ends in .png",
+        lambda place: (place / "folder.png").mkdir(parents=True),
+    ),
     "unknown field": setting("train.stepps=3", "There is no field 'train.stepps'. Did you mean steps"),
     "unknown field of the method": setting("method.strenght=3", "There is no field 'strenght'. Did you mean strength"),
     "unknown section": setting("trian.steps=3", "There is no field 'trian'. Did you mean train"),

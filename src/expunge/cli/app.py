@@ -282,7 +282,7 @@ def generate(
     with sentences():
         if not prompt.strip():
             raise ExpungeError("The prompt is blank. Say what to paint.")
-        if out.suffix != ".png" or not out.parent.is_dir():
+        if out.suffix != ".png" or out.is_dir() or not out.parent.is_dir():
             raise ExpungeError(f"{out} is no PNG file in a folder that is there. Give a name that ends in .png.")
         quiet()
         from expunge.stream import paint_one
