@@ -55,8 +55,8 @@ def replayed(run: Run, enough: float) -> dict[str, Any]:
     concepts = [c for request in run.requests for c in request.concepts]
     rows = protocol_rows(run.protocol, run.source, concepts)
     pictures = all_pictures = 0
-    for record in run.records:
-        table = pd.read_parquet(run.directory.step(record.index).judgements)
+    for request in run.requests:
+        table = pd.read_parquet(run.directory.step(int(request.id)).judgements)
         had = [row for row in rows if row.id in set(table["row"])]
         kept = set(painted(had, table, run.protocol.sampler.batch_size, enough))
         pictures += len(kept)
