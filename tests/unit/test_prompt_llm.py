@@ -114,6 +114,13 @@ def test_forget_prompts_come_with_a_mapping_for_each_replacement(server: Server,
         ]
 
 
+def test_without_replacements_no_mapping_is_asked_for_and_every_prompt_stays(server: Server, tmp_path: Path) -> None:
+    prompts = source(server, tmp_path).forget_prompts(GOLF_BALL, [], 4, 0, NOTHING)
+    assert len(prompts) == 4
+    assert not any(p.candidates for p in prompts)
+    assert not any("Replacements" in json.dumps(question["messages"]) for question in server.asked)
+
+
 def test_no_evaluation_prompt_is_trained_on(server: Server, tmp_path: Path) -> None:
     asked = source(server, tmp_path)
     trained = {p.prompt for p in asked.forget_prompts(GOLF_BALL, ["toy 1"], 20, 0, NOTHING)}

@@ -62,11 +62,11 @@ class LlmPrompts:
         prompts: list[ForgetPrompt] = []
         for part in self._training(concept, count):
             allowed = self._known.free_of(part, avoid, concept.names)
-            mappings = self._mappings(concept, part, replacements)
+            mappings = self._mappings(concept, part, replacements) if replacements else {p: {} for p in part}
             for prompt in allowed:
                 left = self._known.free_of(mappings[prompt].values(), avoid)
                 candidates = tuple(Candidate(p, r) for r, p in mappings[prompt].items() if p in left)
-                if candidates:
+                if candidates or not replacements:
                     prompts.append(ForgetPrompt(str(len(prompts) + 1), prompt, candidates))
             if len(prompts) >= count:
                 return prompts[:count]
