@@ -67,7 +67,7 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.say(json.dumps(answer(request["messages"][1]["content"])))
 
-    def say(self, content: str | None, finish: str = "stop", **message: str) -> None:
+    def say(self, content: Any, finish: str = "stop", **message: str) -> None:
         said = {"role": "assistant", "content": content, **message}
         self.body(json.dumps({"id": "1", "choices": [{"index": 0, "message": said, "finish_reason": finish}]}))
 
@@ -181,7 +181,26 @@ FAULTS: dict[str, tuple[Callable[[Handler], None], str]] = {
     "no reply": (lambda h: h.body("{"), "the server's reply is not JSON"),
     "no choice": (lambda h: h.body('{"choices": []}'), "the server's reply holds no message"),
     "no message": (lambda h: h.body('{"choices": [{}]}'), "the server's reply holds no message"),
+    "no choices": (lambda h: h.body('{"choices": 5}'), "the server's reply holds no message"),
+    "choices by name": (lambda h: h.body('{"choices": {"a": 1}}'), "the server's reply holds no message"),
+    "message is text": (lambda h: h.body('{"choices": [{"message": "x"}]}'), "the server's reply holds no message"),
+    "no object": (lambda h: h.body("[1]"), "the server's reply holds no message"),
+    "error as a reply": (
+        lambda h: h.body('{"error": {"message": "no such model"}}'),
+        "holds no message: .*no such mod",
+    ),
+    "deep reply": (lambda h: h.body("[" * 100_000), "the server's reply is not JSON"),
+    "content is an object": (lambda h: h.say({"related": []}), "it is no text"),
+    "content is a number": (lambda h: h.say(5), "it is no text"),
+    "content is pictures": (lambda h: h.say([{"type": "image_url", "image_url": {}}, 5]), "it is empty"),
+    "half a character": (lambda h: h.say("\ud83d"), "it is not JSON"),
+    "half a character inside": (broken(related=["\ud83d toy", *(f"toy {i}" for i in range(19))]), "surrogates not"),
+    "infinity": (broken(more=float("inf")), "it is not JSON"),
+    "deep": (lambda h: h.say("[" * 100_000), "it is not JSON"),
+    "long name": (broken(related=["x" * 300, *(f"toy {i}" for i in range(19))]), "at most 200 characters, not 300"),
+    "hidden sign": (broken(related=["toy\u202e", *(f"toy {i}" for i in range(19))]), r"U\+202E cannot be printed"),
     "refusal": (lambda h: h.say(None, refusal="I cannot help"), r"the model refused \(I cannot help\)"),
+    "half a refusal": (lambda h: h.say("\ud83d", refusal="no \ud83d"), r"the model refused \(no \?\)"),
     "filtered": (lambda h: h.say(None, "content_filter"), "the server filtered it"),
     "cut off": (lambda h: h.say('{"rel', "length"), "cut off"),
     "empty": (lambda h: h.say(""), "it is empty"),
@@ -205,6 +224,19 @@ def test_a_bad_answer_is_asked_again_and_named_in_the_end(server: Server, tmp_pa
     assert "no usable answer in 2 attempts" in str(error.value)
     assert not (tmp_path / "other").exists()  # what cannot be used is not kept
     assert len(server.asked) == 4
+
+
+def test_a_text_in_parts_is_one_text(server: Server, tmp_path: Path) -> None:
+    said = json.dumps(answer(""))
+    server.faults = [lambda h: h.say([{"type": "text", "text": said[:9]}, {"type": "text", "text": said[9:]}])]
+    assert source(server, tmp_path, attempts=1).related(GOLF_BALL)
+
+
+def test_attempts_is_the_most_requests_whatever_they_failed_at(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.body("{}", 500), lambda h: h.say("[1]")] * 2
+    with pytest.raises(ExpungeError, match="/v1 cannot be used"):
+        source(server, tmp_path, attempts=3).related(GOLF_BALL)
+    assert len(server.asked) == 3
 
 
 def test_the_model_is_told_what_was_wrong(server: Server, tmp_path: Path) -> None:
@@ -260,9 +292,15 @@ def test_a_wrong_key_is_not_tried_again(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_silent_is_left_in_time(server: Server, tmp_path: Path) -> None:
+    asked = source(server, tmp_path, attempts=2, timeout_seconds=0.5)
     server.faults = [lambda h: time.sleep(1.5)]
-    with pytest.raises(ExpungeError, match=r"did not answer within 0.5 seconds.*Raise prompts\.timeout_seconds"):
-        source(server, tmp_path, attempts=1, timeout_seconds=0.5).related(GOLF_BALL)
+    assert asked.related(GOLF_BALL)
+    assert len(server.asked) == 2
+    server.faults = [lambda h: time.sleep(1.5)] * 2
+    sentence = r"did not answer within 0.5 seconds, in 2 attempts\. Raise prompts\.timeout_seconds"
+    with pytest.raises(ExpungeError, match=sentence):
+        asked.related(Concept(name="fox"))
+    assert len(server.asked) == 4
 
 
 def test_a_server_that_is_not_there_is_named(server: Server, tmp_path: Path) -> None:

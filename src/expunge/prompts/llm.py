@@ -17,8 +17,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from expunge.concepts import Concept, mentions, words
-from expunge.errors import ExpungeError
+from expunge.concepts import Concept, check_name, mentions, words
+from expunge.errors import ExpungeError, quoted
 from expunge.prompts.asking import Asking, LlmConfig, Unusable
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
@@ -106,6 +106,10 @@ class LlmPrompts:
             found = {key: _texts(answer, key, _NAMES) for key in ("related", "unrelated")}
             _distinct([*found["related"], *found["unrelated"]])
             for name in (n for names in found.values() for n in names):
+                try:
+                    check_name(name)
+                except ValueError as error:
+                    raise Unusable(f"{quoted(name)} cannot be a name: {error}") from error
                 if leak := mentions(name, concept):
                     raise Unusable(f"{name!r} speaks of {leak!r}")
             return found
