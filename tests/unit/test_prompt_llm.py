@@ -270,9 +270,35 @@ def test_mappings_must_be_paired_and_free_of_the_concept(
     assert len(asked.forget_prompts(GOLF_BALL, ["toy 1"], 10, 0, NOTHING)) == 10
 
 
-def test_a_code_fence_around_the_answer_is_no_fault(server: Server, tmp_path: Path) -> None:
-    server.faults = [lambda h: h.say(f"```json\n{json.dumps(answer(''))}\n```")]
+@pytest.mark.parametrize(
+    "around",
+    [
+        "```json\n{}\n```",
+        "Sure! Here it is:\n```json\n{}\n```\nHope it helps.",
+        "The answer is {}.",
+        '<think>{{"related": []}} will not do</think>\n\n{}',
+    ],
+)
+def test_what_stands_around_the_answer_is_no_fault(server: Server, tmp_path: Path, around: str) -> None:
+    server.faults = [lambda h: h.say(around.format(json.dumps(answer(""))))]
     assert source(server, tmp_path, attempts=1).related(GOLF_BALL)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_knows_no_response_format_is_asked_without(server: Server, tmp_path: Path, status: int) -> None:
+    refusal = """{"error": "'response_format.type' must be 'json_schema' or 'text'"}"""
+    server.faults = [lambda h: h.body(refusal, status)]
+    asked = source(server, tmp_path, attempts=1)
+    assert asked.related(GOLF_BALL)
+    asked.related(Concept(name="fox"))
+    assert ["response_format" in question for question in server.asked] == [True, False, False]
+
+
+def test_a_request_that_is_refused_either_way_is_named_in_the_servers_words(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.body('{"error": {"message": "the context is too long"}}', 400)] * 2
+    with pytest.raises(ExpungeError, match=r"/v1 cannot be used \(.*the context is too long"):
+        source(server, tmp_path).related(GOLF_BALL)
+    assert len(server.asked) == 2
 
 
 def test_a_server_error_is_tried_again_and_named_in_the_end(server: Server, tmp_path: Path) -> None:

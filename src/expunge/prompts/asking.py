@@ -57,6 +57,7 @@ class Asking:
 
     def __init__(self, config: LlmConfig) -> None:
         self._config, self._cache = config, Path(config.cache)
+        self._form: dict[str, Any] = {"response_format": {"type": "json_object"}}
         if self._cache.exists() and not self._cache.is_dir():
             raise ExpungeError(f"prompts.cache ({self._cache}) is a file. Name a folder.")
 
@@ -126,14 +127,22 @@ class Asking:
         )
 
     def _reply(self, messages: list[dict[str, str]], attempts: int) -> Any:
-        """The server's reply, unread. The client asks again where the network or the server failed, and counts."""
+        """The server's reply, unread. The client asks again where the network or the server failed, and counts.
+
+        A server that refuses such a request may know no `response_format`: from then on it is asked without.
+        """
         config, client = self._config, self._client
         import openai
 
+        create = client.with_options(max_retries=attempts - 1).chat.completions.with_raw_response.create
         try:
-            return client.with_options(max_retries=attempts - 1).chat.completions.with_raw_response.create(
-                model=config.model, messages=messages, response_format={"type": "json_object"}
-            )
+            try:
+                return create(model=config.model, messages=messages, **self._form)
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                if not self._form:
+                    raise
+                self._form = {}
+                return create(model=config.model, messages=messages)
         except openai.APITimeoutError as error:
             raise ExpungeError(
                 f"{config.base_url} did not answer within {config.timeout_seconds:g} seconds, in {config.attempts} "
@@ -170,12 +179,11 @@ def _whole(text: str) -> str:
 
 
 def _decoded(text: str) -> Any:
-    """The JSON object that `text` is, also in a code fence."""
-    bare = text.strip()
-    if bare.startswith("```"):
-        bare = bare.partition("\n")[2].rpartition("```")[0]
+    """The JSON object that `text` is or holds: in a code fence, between prose, after the thoughts of a model that thinks."""
+    text = text.rpartition("</think>")[2]
+    start, end = text.find("{"), text.rfind("}")
     try:
-        answer = json.loads(bare)
+        answer = json.loads(text[start : end + 1] if 0 <= start < end else text)
         canonical_json(answer).encode()  # half a character and infinity can be read, but not written
     except (ValueError, RecursionError) as error:
         raise Unusable(f"it is not JSON ({error})") from error
