@@ -120,6 +120,14 @@ class PromptFolder:
         names = dict.fromkeys(n for one in self.read for n in one.retain)
         return [n for n in names if " ".join(words(n)) not in own and not mentions(n, concept)]
 
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        found = [c.replacement for p in self._of(concept).forget for c in p.candidates if c.replacement is not None]
+        if not any(words(name) == words(replacement) for name in found):
+            raise ExpungeError(
+                f"No mapping candidate of {concept.name!r} in {self._folder} has {replacement!r} in its place. "
+                f'{nearest(replacement, dict.fromkeys(found))} Or choose the mapping "score", "contextual" or "null".'
+            )
+
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:

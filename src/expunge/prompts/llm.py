@@ -56,6 +56,9 @@ class LlmPrompts:
     def unrelated(self, concept: Concept) -> list[str]:
         return self._names(concept)["unrelated"]
 
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        """Anything can be written."""
+
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:

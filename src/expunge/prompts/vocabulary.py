@@ -127,6 +127,9 @@ class Vocabulary(Strict):
         own = self.group(concept.name)
         return [n for g in self.groups if g is not own for n in self._concepts(g)]
 
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        """Anything can be written."""
+
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:
