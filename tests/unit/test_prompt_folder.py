@@ -154,6 +154,15 @@ def test_a_prompt_that_names_no_neighbour_belongs_to_the_one_before_it() -> None
     assert FOLDER.unrelated(GOLF_BALL) == ["tractor", "bicycle"]
 
 
+def test_neighbours_without_prompts_are_named(copy: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no neighbours for that:\ngolf_ball: acorn$"):
+        PromptFolder(copy)
+    with open(copy / "golf_ball" / "related_concepts.txt", "a") as file:
+        file.write("\n".join(f"fruit {i}" for i in range(9)))
+    with pytest.warns(UserWarning, match=r"golf_ball: acorn, fruit 0, .*, fruit 6 and 2 more$"):
+        PromptFolder(copy)
+
+
 def test_what_can_only_be_measured_cannot_be_forgotten() -> None:
     with pytest.raises(ExpungeError, match=r"can measure 'Lighthouse' .* but not forget it"):
         FOLDER.related(FOLDER.concept("lighthouse"))
