@@ -17,7 +17,7 @@ from llm_server import Handler, Server, answer, serving
 
 pytest.importorskip("openai")
 
-GOLF_BALL = Concept(name="golf ball", aliases=("golfball",), confusables=("tennis ball",))
+GOLF_BALL = Concept(name="golf ball", aliases=("dimpled ball",), confusables=("tennis ball",))
 KNOWN = KnownConcepts(concepts=(GOLF_BALL,))
 NOTHING: frozenset[str] = frozenset()
 
@@ -141,7 +141,10 @@ FAULTS: dict[str, tuple[Callable[[Handler], None], str]] = {
     "cut off": (lambda h: h.say('{"rel', "length"), "cut off"),
     "empty": (lambda h: h.say(""), "it is empty"),
     "leak": (broken(related=["golf balls", *(f"toy {i}" for i in range(19))]), "'golf balls' speaks of 'golf ball'"),
-    "alias": (broken(related=["Golfball", *(f"toy {i}" for i in range(19))]), "'Golfball' speaks of 'golfball'"),
+    "alias": (
+        broken(related=["Dimpled ball", *(f"toy {i}" for i in range(19))]),
+        "'Dimpled ball' speaks of 'dimpled ball'",
+    ),
     "count": (broken(related=["toy"]), '"related" must hold 20 texts, not 1'),
     "twice": (broken(unrelated=["Toy-3", *(f"place {i}" for i in range(19))]), "'Toy-3' stands there twice"),
     "blank": (broken(related=[""] * 20), '"related" must be a list of texts'),
@@ -184,7 +187,7 @@ def test_the_model_is_told_what_was_wrong(server: Server, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda m: {**m, "1": {"toy 1": "a golfball and toy 1"}}, "speaks of 'golfball'"),
+        (lambda m: {**m, "1": {"toy 1": "a dimpled ball and toy 1"}}, "speaks of 'dimpled ball'"),
         (lambda m: {**m, "1": {"toy 1": "an empty scene"}}, "does not name 'toy 1'"),
         (lambda m: {**m, "1": {"toy 2": "a toy 2"}}, "the mappings of id 1 must be for exactly: toy 1"),
         (lambda m: {i: p for i, p in m.items() if i != "2"}, "must have exactly the ids 1, 2"),
