@@ -16,8 +16,8 @@ from expunge import iconworld
 from expunge.backbones import Backbone, load
 from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
-from expunge.methods import METHODS, Record, StepContext
-from expunge.prompts import PromptFolder
+from expunge.methods import METHODS, Earlier, Record, StepContext
+from expunge.prompts import PromptFolder, Vocabulary
 from steps import SMALL, context, earlier
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
@@ -66,6 +66,28 @@ def test_prompts_that_the_target_cannot_be_written_in_are_left_out(
     step = dataclasses.replace(step, held_out=frozenset({"marble"}))
     with pytest.raises(ExpungeError, match="can write 'object' in the place of 'golf ball' in none of its prompts"):
         _record(backbone, step, mapping="superclass", **retained)
+
+
+@pytest.mark.parametrize(("now", "before"), [("ball", []), ("golf ball", ["ball"])])
+def test_names_that_speak_of_what_is_gone_are_no_neighbours(backbone: Backbone, now: str, before: list[str]) -> None:
+    source = Vocabulary.model_validate(
+        {
+            "schema": 1,
+            "templates": ["{thing}", "a photo of {thing}"],
+            "evaluation_templates": ["an image of {thing}"],
+            "slots": {"thing": {"phrase": "{a} {}", "kind": "object"}},
+            "groups": [
+                {"name": "toys", "slot": "thing", "concepts": ["ball", "golf ball", "tennis ball", "kite"]},
+                {"name": "beach", "slot": "thing", "concepts": ["beach ball", "shell"]},
+            ],
+        }
+    )
+    told = [Earlier(1, tuple(source.concept(name) for name in before))]
+    step = context(backbone, source=source, concepts=(source.concept(now),), earlier=told, held_out=frozenset())
+    record = _record(backbone, step, retain_concepts=1)
+    assert set(record.choices["neighbours"][now]) == {"kite", "shell"}
+    assert not any("ball" in p["prompt"] for p in record.prompts["mapping"])
+    assert not any("ball" in p for p in record.prompts["retain"])
 
 
 def test_superclass_puts_the_concepts_kind_in_its_place(backbone: Backbone) -> None:

@@ -134,7 +134,8 @@ def leak(context: StepContext, prompt: str) -> str | None:
 def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
     # Ranking every earlier concept anew would make each step cost more than the one before.
     earlier = next((step.near[concept.name] for step in context.earlier if concept.name in step.near), None)
-    names = [n for n in earlier or context.source.related(concept) if n not in context.off_limits]
+    offered = earlier or context.source.related(concept)
+    names = [n for n in offered if n not in context.off_limits and not leak(context, n)]
     if not names:
         raise ExpungeError(f"No concept is left that could replace {concept.name!r} or be retained beside it.")
     if earlier or config.neighbours == "source":
