@@ -1,12 +1,13 @@
 """What must go, and whether a prompt speaks of it.
 
-Matching is by whole words and phrases: "pineapple" does not speak of "apple", "golf balls" speaks of "golf ball",
-"tennis ball" does not.
+Matching is by whole words and phrases: "pineapple" does not speak of "apple", "golf balls" and "golfball" speak of "golf
+ball", "tennis ball" does not. Accents do not count. Rather a prompt too many is left out than one that leaks.
 """
 
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Self
 
@@ -16,6 +17,31 @@ from expunge.schema import Strict
 
 JOINERS = "\u200c\u200d"
 """They print nothing, but some scripts and emoji are not written without them."""
+
+_PLURALS = {
+    "y": "ies",
+    "f": "ves",
+    "fe": "ves",
+    "man": "men",
+    "child": "children",
+    "person": "people",
+    "foot": "feet",
+    "tooth": "teeth",
+    "goose": "geese",
+    "mouse": "mice",
+    "louse": "lice",
+    "ox": "oxen",
+    "die": "dice",
+    "iz": "izzes",
+    "eau": "eaux",
+}
+"""{ending: ending of the plural}, beside -s and -es."""
+_LATIN = {"us": "i", "um": "a", "is": "es", "ex": "ices", "ix": "ices", "a": "ae"}
+"""The same, after three letters or more: "cactus", but not "bus"."""
+_LONGER = 3
+"""Letters that a plural has more than the singular at most: quizzes, children."""
+_PART = 3
+"""Letters of each word where a name is written apart: "spider man" is "spiderman", and "cab in" no "cabin"."""
 
 
 def check_name(name: str) -> str:
@@ -91,43 +117,56 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(kept.split())
 
 
+@lru_cache(maxsize=1 << 16)
+def _plain(text: str) -> tuple[str, ...]:
+    """The words of a text without accents. Signs of other scripts that make another word stay."""
+    return tuple(
+        "".join(c for c in unicodedata.normalize("NFD", word) if not "\u0300" <= c <= "\u036f") for word in _words(text)
+    )
+
+
 def mentions(prompt: str, concept: Concept) -> str | None:
     """The name or alias under which `prompt` speaks of `concept`, or None. Words inside a confusable do not count."""
-    prompt_words = words(prompt)
-    taken = {
-        i
-        for name in concept.confusables
-        for start, end in _places(prompt_words, words(name))
-        for i in range(start, end)
-    }
+    prompt_words, plain = words(prompt), _plain(prompt)
+    taken = {i for name in concept.confusables for i in _inside(prompt_words, words(name))}
     for name in concept.names:
-        if any(not taken.issuperset(range(start, end)) for start, end in _places(prompt_words, words(name))):
+        if any(not taken.issuperset(range(start, end)) for start, end in _places(plain, _plain(name))):
             return name
     return None
 
 
-def _places(prompt_words: list[str], phrase: list[str]) -> list[tuple[int, int]]:
-    """Where `phrase` stands in the prompt, its last word in the singular or the plural."""
+def _inside(prompt_words: list[str], phrase: list[str]) -> Iterator[int]:
+    """The words of the prompt that are inside `phrase`: only as it is written, since what is inside may stay."""
     n = len(phrase)
-    last = phrase[-1]
-    return [
-        (i, i + n)
-        for i in range(len(prompt_words) - n + 1)
-        if prompt_words[i : i + n - 1] == phrase[:-1] and _same(prompt_words[i + n - 1], last)
-    ]
+    for i in range(len(prompt_words) - n + 1):
+        if prompt_words[i : i + n - 1] == phrase[:-1] and prompt_words[i + n - 1] in _forms(phrase[-1]):
+            yield from range(i, i + n)
+
+
+def _places(prompt_words: Sequence[str], phrase: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """Where `phrase` stands in the prompt, joined or apart, its last word in the singular or the plural."""
+    name = "".join(phrase)
+    for start, first in enumerate(prompt_words):
+        if first[:1] != name[:1]:
+            continue
+        text = ""
+        for end in range(start + 1, len(prompt_words) + 1):
+            text += prompt_words[end - 1]
+            if len(text) > len(name) + _LONGER:
+                break
+            parts = prompt_words[start:end]
+            as_written = len(parts) == len(phrase) and parts[:-1] == phrase[:-1]
+            if (as_written or len(parts) == 1 or min(map(len, parts)) >= _PART) and _same(text, name):
+                yield start, end
 
 
 def _same(a: str, b: str) -> bool:
     return a in _forms(b) or b in _forms(a)
 
 
-def _forms(word: str) -> set[str]:
-    """A word and its regular English plurals."""
-    forms = {word, word + "s", word + "es"}
-    if word.endswith("y"):
-        forms.add(word[:-1] + "ies")
-    if word.endswith("f"):
-        forms.add(word[:-1] + "ves")
-    if word.endswith("fe"):
-        forms.add(word[:-2] + "ves")
-    return forms
+@lru_cache(maxsize=1 << 16)
+def _forms(word: str) -> frozenset[str]:
+    """A word and what its English plurals could be."""
+    endings = _PLURALS | {one: more for one, more in _LATIN.items() if len(word) >= len(one) + 3}
+    irregular = (word.removesuffix(one) + more for one, more in endings.items() if word.endswith(one))
+    return frozenset({word, word + "s", word + "es", *irregular})

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import warnings
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,11 @@ from expunge import iconworld
 from expunge.backbones import Backbone, load
 from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
-from expunge.methods import METHODS, Record, StepContext
+from expunge.methods import METHODS, Earlier, Record, StepContext
+from expunge.prompts import PromptFolder, Vocabulary
 from steps import SMALL, context, earlier
+
+PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,56 @@ def test_fixed_puts_the_given_word_in_the_concepts_place_and_keeps_the_scene(bac
     record = _record(backbone, mapping="fixed", mapping_target={"object": "wolf"})
     for forget, mapping in _pairs(record):
         assert mapping == forget.replace("fox", "wolf") != forget
+
+
+@pytest.mark.parametrize("target", ["plum", "Plum"])
+def test_prompts_that_the_target_cannot_be_written_in_are_left_out(
+    backbone: Backbone, tmp_path: Path, target: str
+) -> None:
+    folder = shutil.copytree(PROMPTS, tmp_path / "prompts")
+    file = folder / "golf_ball" / "candidates_clip.json"
+    file.write_text(file.read_text().replace('"replacement": "plum"', '"replacement": "fig"', 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = PromptFolder(folder)
+    concept = source.concept("golf ball")
+    step = context(backbone, source=source, concepts=(concept,), earlier=(), held_out=frozenset())
+    retained = {"retain": "local", "retain_prompts": 4}
+    record = _record(backbone, step, mapping="fixed", mapping_target={"object": target}, **retained)
+    assert len(record.prompts["mapping"]) == 3
+    for forget, mapping in _pairs(record):
+        assert "golf ball" in forget
+        assert "lum" in mapping
+    source.check_replacement(concept, target)
+    with pytest.raises(
+        ExpungeError, match=r"No mapping candidate of 'golf ball' in .* has 'pear' in its place\. Known: "
+    ):
+        source.check_replacement(concept, "pear")
+    step = dataclasses.replace(step, held_out=frozenset({"marble"}))
+    with pytest.raises(ExpungeError, match="can write 'object' in the place of 'golf ball' in none of its prompts"):
+        _record(backbone, step, mapping="superclass", **retained)
+
+
+@pytest.mark.parametrize(("now", "before"), [("ball", []), ("golf ball", ["ball"])])
+def test_names_that_speak_of_what_is_gone_are_no_neighbours(backbone: Backbone, now: str, before: list[str]) -> None:
+    source = Vocabulary.model_validate(
+        {
+            "schema": 1,
+            "templates": ["{thing}", "a photo of {thing}"],
+            "evaluation_templates": ["an image of {thing}"],
+            "slots": {"thing": {"phrase": "{a} {}", "kind": "object"}},
+            "groups": [
+                {"name": "toys", "slot": "thing", "concepts": ["ball", "golf ball", "tennis ball", "kite"]},
+                {"name": "beach", "slot": "thing", "concepts": ["beach ball", "shell"]},
+            ],
+        }
+    )
+    told = [Earlier(1, tuple(source.concept(name) for name in before))]
+    step = context(backbone, source=source, concepts=(source.concept(now),), earlier=told, held_out=frozenset())
+    record = _record(backbone, step, retain_concepts=1)
+    assert set(record.choices["neighbours"][now]) == {"kite", "shell"}
+    assert not any("ball" in p["prompt"] for p in record.prompts["mapping"])
+    assert not any("ball" in p for p in record.prompts["retain"])
 
 
 def test_superclass_puts_the_concepts_kind_in_its_place(backbone: Backbone) -> None:
@@ -139,6 +195,8 @@ def test_a_target_that_cannot_be_is_answered_with_a_sentence(
     ("changes", "sentence"),
     [
         ({"mapping": "score", "mapping_target": {"object": "dog"}}, 'mapping_target is for the mapping "fixed"'),
+        ({"mapping": "fixed", "mapping_target": {"object": "an apple"}}, "leave out the article"),
+        ({"mapping": "fixed", "mapping_target": {"object": " "}}, "at least one letter or digit"),
         ({"mapping": "null", "mapping_targets": 2}, "a prompt has 1"),
         ({"mapping": "score", "mapping_targets": 3}, "mapping_candidates 2 a prompt has 2"),
         ({"mapping": "nearest"}, "'null', 'fixed', 'superclass', 'contextual' or 'score'"),

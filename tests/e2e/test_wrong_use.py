@@ -138,6 +138,29 @@ CASES = {
     "a retain prompt that leaks": with_prompts(
         {"related_score.txt": "\nGolf balls in a row\n"}, "related_score.txt:2: 'Golf balls in a row' leaks 'golf ball'"
     ),
+    "a mapping that a folder cannot write": making(
+        "golf ball",
+        *FOLDER,
+        "--set",
+        "method.mapping=superclass",
+        says="No mapping candidate of 'golf ball' in",
+    ),
+    "a mapping target for another kind": making(
+        "fox",
+        "--set",
+        "method.mapping=fixed",
+        "--set",
+        "method.mapping_target={style='neon'}",
+        says="mapping_target names nothing for 'object', the kind of 'fox'",
+    ),
+    "a mapping target with an article": making(
+        "fox",
+        "--set",
+        "method.mapping=fixed",
+        "--set",
+        "method.mapping_target={object='an apple'}",
+        says="mapping_target is 'an apple'; leave out the article",
+    ),
     "a prompts file that is no UTF-8": with_prompts({"related_score.txt": LATIN}, "related_score.txt cannot be read"),
     "no prompts at all": making(
         "fox", "--set", "prompts.source=folder", "--set", "prompts.folder={}/outside", says="holds no prompts"

@@ -123,6 +123,79 @@ def test_regular_plurals_count(name: str, prompt: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "prompt"),
+    [
+        ("mouse", "two mice"),
+        ("goose", "geese in flight"),
+        ("man", "three men"),
+        ("woman", "women at work"),
+        ("snowman", "a row of snowmen"),
+        ("child", "children playing"),
+        ("person", "people in a park"),
+        ("foot", "bare feet"),
+        ("tooth", "white teeth"),
+        ("ox", "two oxen"),
+        ("quiz", "quizzes on paper"),
+        ("cactus", "cacti in the desert"),
+        ("stadium", "two stadia"),
+        ("oasis", "desert oases"),
+        ("matrix", "matrices of dots"),
+        ("Mickey Mouse", "two Mickey Mice"),
+        ("mice", "a mouse"),
+        ("Spiderman", "two Spider-Men"),
+    ],
+)
+def test_irregular_plurals_count(name: str, prompt: str) -> None:
+    assert mentions(prompt, Concept(name=name)) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("Beyoncé", "Beyonce sings"),
+        ("Beyonce", "BEYONCÉ sings"),
+        ("Pokémon", "a pokemon card"),
+        ("golf ball", "a golfball"),
+        ("golf ball", "two golfballs"),
+        ("spiderman", "Spider-Man swings"),
+        ("spiderman", "spider man swings"),
+        ("Spider-Man", "spiderman swings"),
+        ("van gogh style", "in VanGogh style"),
+    ],
+)
+def test_accents_and_joined_spellings_do_not_hide_a_name(name: str, prompt: str) -> None:
+    assert mentions(prompt, Concept(name=name)) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("cabin", "a yellow cab in the rain"),
+        ("apple", "a pineapple"),
+        ("golf ball", "a tennis ball"),
+        ("ball", "a ballet"),
+        ("bus", "a bi"),
+        ("gum", "ga"),
+        ("human", "a man"),
+        ("men", "a moment"),
+        ("golf ball", "golfballoon"),
+    ],
+)
+def test_other_words_stay_other_words(name: str, prompt: str) -> None:
+    assert mentions(prompt, Concept(name=name)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "confusable"),
+    [("rose", "rosé"), ("glass", "glasses"), ("golf ball", "golfball"), ("spiderman", "spider man")],
+)
+def test_a_confusable_is_let_through_only_as_it_is_written(name: str, confusable: str) -> None:
+    concept = Concept(name=name, confusables=(confusable,))
+    assert mentions(f"a {name}", concept) == name
+    assert mentions(f"a {confusable}", concept) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
     [("berry", "a berr"), ("wolf", "a wolve"), ("cat", "a cathedral"), ("art", "a party"), ("ice", "mice")],
 )
 def test_parts_of_words_do_not_count(name: str, prompt: str) -> None:

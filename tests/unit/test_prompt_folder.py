@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -17,6 +16,8 @@ from expunge.evaluation import ClipJudge, Protocol, protocol_rows
 from expunge.prompts import KnownConcepts, PromptFolder
 
 DATA = Path(__file__).parents[1] / "data"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "lacu-prompts"
+"""Beside the repository, where somebody put it: the prompts that LACU was published with are not part of it."""
 NOTHING: frozenset[str] = frozenset()
 
 
@@ -154,6 +155,15 @@ def test_a_prompt_that_names_no_neighbour_belongs_to_the_one_before_it() -> None
     assert FOLDER.unrelated(GOLF_BALL) == ["tractor", "bicycle"]
 
 
+def test_neighbours_without_prompts_are_named(copy: Path) -> None:
+    with pytest.warns(UserWarning, match=r"no neighbours for that:\ngolf_ball: acorn$"):
+        PromptFolder(copy)
+    with open(copy / "golf_ball" / "related_concepts.txt", "a") as file:
+        file.write("\n".join(f"fruit {i}" for i in range(9)))
+    with pytest.warns(UserWarning, match=r"golf_ball: acorn, fruit 0, .*, fruit 6 and 2 more$"):
+        PromptFolder(copy)
+
+
 def test_what_can_only_be_measured_cannot_be_forgotten() -> None:
     with pytest.raises(ExpungeError, match=r"can measure 'Lighthouse' .* but not forget it"):
         FOLDER.related(FOLDER.concept("lighthouse"))
@@ -210,12 +220,16 @@ def test_draws_depend_on_the_seed_alone() -> None:
     assert first == again != other
 
 
-@pytest.mark.skipif("EXPUNGE_LACU_PROMPTS" not in os.environ, reason="EXPUNGE_LACU_PROMPTS names no folder")
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason=f"the published prompts are not in {PUBLISHED}")
 def test_the_published_folder_loads() -> None:
-    folder = read(Path(os.environ["EXPUNGE_LACU_PROMPTS"]))
+    folder = read(PUBLISHED)
     assert len(folder.read) == 10
-    leaks = [leak.split("/")[-1] for leak in folder.leaks if "related_score" in leak]
-    assert [leak.split(": ")[0] for leak in leaks] == ["related_score.txt:63", "related_score.txt:68"]
+    assert [leak.removeprefix(f"{PUBLISHED}/") for leak in folder.leaks] == [
+        "apple/related_concepts.txt:34: 'apple pie' leaks 'apple'.",
+        "banana/related_concepts.txt:29: 'banana split' leaks 'banana'.",
+        "golf_ball/related_score.txt:63: 'Children watch their parents hit golf balls.' leaks 'golf ball'.",
+        "golf_ball/related_score.txt:68: 'A man gathers golf balls from the ground.' leaks 'golf ball'.",
+    ]
     for one in folder.read:
         prompts = folder.forget_prompts(one.concept, [], 100, 1, NOTHING)
         assert len(prompts) == 100

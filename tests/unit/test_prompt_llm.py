@@ -1,13 +1,10 @@
-"""Prompts by a language model, asked of a local server that speaks the chat-completions protocol, and that can fail."""
+"""Prompts by a language model, asked of a local server that can fail."""
 
 from __future__ import annotations
 
 import json
-import re
-import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,81 +13,20 @@ import pytest
 from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
 from expunge.prompts import KnownConcepts, LlmConfig, LlmPrompts
+from llm_server import Handler, Server, answer, serving
 
 pytest.importorskip("openai")
 
-GOLF_BALL = Concept(name="golf ball", aliases=("golfball",), confusables=("tennis ball",))
+GOLF_BALL = Concept(name="golf ball", aliases=("dimpled ball",), confusables=("tennis ball",))
 KNOWN = KnownConcepts(concepts=(GOLF_BALL,))
 NOTHING: frozenset[str] = frozenset()
-
-
-def answer(question: str) -> dict[str, Any]:
-    """What a well-behaved model says."""
-    if "Replacements: " in question:
-        prompts = json.loads(re.search(r"^Prompts by id: (.*)$", question, re.M)[1])  # type: ignore[index]
-        names = json.loads(re.search(r"^Replacements: (.*)$", question, re.M)[1])  # type: ignore[index]
-        return {"mappings": {i: {n: p.replace("golf ball", n) for n in names} for i, p in prompts.items()}}
-    if question.startswith("Write"):
-        count, name = re.match(r'Write (\d+) prompts that show "([^"]+)"', question).groups()  # type: ignore[union-attr]
-        first = question.count(f"scene {name} ")
-        return {"prompts": [f"scene {name} number {first + i}" for i in range(int(count))]}
-    return {
-        "related": ["tennis ball", *(f"toy {i}" for i in range(19))],
-        "unrelated": [f"place {i}" for i in range(20)],
-    }
-
-
-class Server(ThreadingHTTPServer):
-    """`faults` are served first, one to a request, then the well-behaved model."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.faults: list[Callable[[Handler], None]] = []
-        self.asked: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_POST(self) -> None:
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/v1/chat/completions"
-        self.server.asked.append(request)
-        self.server.keys.append(self.headers["Authorization"])
-        if self.server.faults:
-            self.server.faults.pop(0)(self)
-        else:
-            self.say(json.dumps(answer(request["messages"][1]["content"])))
-
-    def say(self, content: str | None, finish: str = "stop", **message: str) -> None:
-        said = {"role": "assistant", "content": content, **message}
-        self.body(json.dumps({"id": "1", "choices": [{"index": 0, "message": said, "finish_reason": finish}]}))
-
-    def body(self, text: str, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(text.encode())))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def source(server: Server, tmp_path: Path, **fields: Any) -> LlmPrompts:
@@ -112,6 +48,13 @@ def test_forget_prompts_come_with_a_mapping_for_each_replacement(server: Server,
         assert [c.prompt for c in prompt.candidates] == [
             prompt.prompt.replace("golf ball", n) for n in ("tennis ball", "toy 3")
         ]
+
+
+def test_without_replacements_no_mapping_is_asked_for_and_every_prompt_stays(server: Server, tmp_path: Path) -> None:
+    prompts = source(server, tmp_path).forget_prompts(GOLF_BALL, [], 4, 0, NOTHING)
+    assert len(prompts) == 4
+    assert not any(p.candidates for p in prompts)
+    assert not any("Replacements" in json.dumps(question["messages"]) for question in server.asked)
 
 
 def test_no_evaluation_prompt_is_trained_on(server: Server, tmp_path: Path) -> None:
@@ -174,12 +117,34 @@ FAULTS: dict[str, tuple[Callable[[Handler], None], str]] = {
     "no reply": (lambda h: h.body("{"), "the server's reply is not JSON"),
     "no choice": (lambda h: h.body('{"choices": []}'), "the server's reply holds no message"),
     "no message": (lambda h: h.body('{"choices": [{}]}'), "the server's reply holds no message"),
+    "no choices": (lambda h: h.body('{"choices": 5}'), "the server's reply holds no message"),
+    "choices by name": (lambda h: h.body('{"choices": {"a": 1}}'), "the server's reply holds no message"),
+    "message is text": (lambda h: h.body('{"choices": [{"message": "x"}]}'), "the server's reply holds no message"),
+    "no object": (lambda h: h.body("[1]"), "the server's reply holds no message"),
+    "error as a reply": (
+        lambda h: h.body('{"error": {"message": "no such model"}}'),
+        "holds no message: .*no such mod",
+    ),
+    "deep reply": (lambda h: h.body("[" * 100_000), "the server's reply is not JSON"),
+    "content is an object": (lambda h: h.say({"related": []}), "it is no text"),
+    "content is a number": (lambda h: h.say(5), "it is no text"),
+    "content is pictures": (lambda h: h.say([{"type": "image_url", "image_url": {}}, 5]), "it is empty"),
+    "half a character": (lambda h: h.say("\ud83d"), "it is not JSON"),
+    "half a character inside": (broken(related=["\ud83d toy", *(f"toy {i}" for i in range(19))]), "surrogates not"),
+    "infinity": (broken(more=float("inf")), "it is not JSON"),
+    "deep": (lambda h: h.say("[" * 100_000), "it is not JSON"),
+    "long name": (broken(related=["x" * 300, *(f"toy {i}" for i in range(19))]), "at most 200 characters, not 300"),
+    "hidden sign": (broken(related=["toy\u202e", *(f"toy {i}" for i in range(19))]), r"U\+202E cannot be printed"),
     "refusal": (lambda h: h.say(None, refusal="I cannot help"), r"the model refused \(I cannot help\)"),
+    "half a refusal": (lambda h: h.say("\ud83d", refusal="no \ud83d"), r"the model refused \(no \?\)"),
     "filtered": (lambda h: h.say(None, "content_filter"), "the server filtered it"),
     "cut off": (lambda h: h.say('{"rel', "length"), "cut off"),
     "empty": (lambda h: h.say(""), "it is empty"),
     "leak": (broken(related=["golf balls", *(f"toy {i}" for i in range(19))]), "'golf balls' speaks of 'golf ball'"),
-    "alias": (broken(related=["Golfball", *(f"toy {i}" for i in range(19))]), "'Golfball' speaks of 'golfball'"),
+    "alias": (
+        broken(related=["Dimpled ball", *(f"toy {i}" for i in range(19))]),
+        "'Dimpled ball' speaks of 'dimpled ball'",
+    ),
     "count": (broken(related=["toy"]), '"related" must hold 20 texts, not 1'),
     "twice": (broken(unrelated=["Toy-3", *(f"place {i}" for i in range(19))]), "'Toy-3' stands there twice"),
     "blank": (broken(related=[""] * 20), '"related" must be a list of texts'),
@@ -200,6 +165,19 @@ def test_a_bad_answer_is_asked_again_and_named_in_the_end(server: Server, tmp_pa
     assert len(server.asked) == 4
 
 
+def test_a_text_in_parts_is_one_text(server: Server, tmp_path: Path) -> None:
+    said = json.dumps(answer(""))
+    server.faults = [lambda h: h.say([{"type": "text", "text": said[:9]}, {"type": "text", "text": said[9:]}])]
+    assert source(server, tmp_path, attempts=1).related(GOLF_BALL)
+
+
+def test_attempts_is_the_most_requests_whatever_they_failed_at(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.body("{}", 500), lambda h: h.say("[1]")] * 2
+    with pytest.raises(ExpungeError, match="/v1 cannot be used"):
+        source(server, tmp_path, attempts=3).related(GOLF_BALL)
+    assert len(server.asked) == 3
+
+
 def test_the_model_is_told_what_was_wrong(server: Server, tmp_path: Path) -> None:
     server.faults = [FAULTS["leak"][0]]
     source(server, tmp_path).related(GOLF_BALL)
@@ -209,7 +187,7 @@ def test_the_model_is_told_what_was_wrong(server: Server, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (lambda m: {**m, "1": {"toy 1": "a golfball and toy 1"}}, "speaks of 'golfball'"),
+        (lambda m: {**m, "1": {"toy 1": "a dimpled ball and toy 1"}}, "speaks of 'dimpled ball'"),
         (lambda m: {**m, "1": {"toy 1": "an empty scene"}}, "does not name 'toy 1'"),
         (lambda m: {**m, "1": {"toy 2": "a toy 2"}}, "the mappings of id 1 must be for exactly: toy 1"),
         (lambda m: {i: p for i, p in m.items() if i != "2"}, "must have exactly the ids 1, 2"),
@@ -231,9 +209,35 @@ def test_mappings_must_be_paired_and_free_of_the_concept(
     assert len(asked.forget_prompts(GOLF_BALL, ["toy 1"], 10, 0, NOTHING)) == 10
 
 
-def test_a_code_fence_around_the_answer_is_no_fault(server: Server, tmp_path: Path) -> None:
-    server.faults = [lambda h: h.say(f"```json\n{json.dumps(answer(''))}\n```")]
+@pytest.mark.parametrize(
+    "around",
+    [
+        "```json\n{}\n```",
+        "Sure! Here it is:\n```json\n{}\n```\nHope it helps.",
+        "The answer is {}.",
+        '<think>{{"related": []}} will not do</think>\n\n{}',
+    ],
+)
+def test_what_stands_around_the_answer_is_no_fault(server: Server, tmp_path: Path, around: str) -> None:
+    server.faults = [lambda h: h.say(around.format(json.dumps(answer(""))))]
     assert source(server, tmp_path, attempts=1).related(GOLF_BALL)
+
+
+@pytest.mark.parametrize("status", [400, 422])
+def test_a_server_that_knows_no_response_format_is_asked_without(server: Server, tmp_path: Path, status: int) -> None:
+    refusal = """{"error": "'response_format.type' must be 'json_schema' or 'text'"}"""
+    server.faults = [lambda h: h.body(refusal, status)]
+    asked = source(server, tmp_path, attempts=1)
+    assert asked.related(GOLF_BALL)
+    asked.related(Concept(name="fox"))
+    assert ["response_format" in question for question in server.asked] == [True, False, False]
+
+
+def test_a_request_that_is_refused_either_way_is_named_in_the_servers_words(server: Server, tmp_path: Path) -> None:
+    server.faults = [lambda h: h.body('{"error": {"message": "the context is too long"}}', 400)] * 2
+    with pytest.raises(ExpungeError, match=r"/v1 cannot be used \(.*the context is too long"):
+        source(server, tmp_path).related(GOLF_BALL)
+    assert len(server.asked) == 2
 
 
 def test_a_server_error_is_tried_again_and_named_in_the_end(server: Server, tmp_path: Path) -> None:
@@ -253,9 +257,15 @@ def test_a_wrong_key_is_not_tried_again(server: Server, tmp_path: Path) -> None:
 
 
 def test_a_server_that_is_silent_is_left_in_time(server: Server, tmp_path: Path) -> None:
+    asked = source(server, tmp_path, attempts=2, timeout_seconds=0.5)
     server.faults = [lambda h: time.sleep(1.5)]
-    with pytest.raises(ExpungeError, match=r"did not answer within 0.5 seconds.*Raise prompts\.timeout_seconds"):
-        source(server, tmp_path, attempts=1, timeout_seconds=0.5).related(GOLF_BALL)
+    assert asked.related(GOLF_BALL)
+    assert len(server.asked) == 2
+    server.faults = [lambda h: time.sleep(1.5)] * 2
+    sentence = r"did not answer within 0.5 seconds, in 2 attempts\. Raise prompts\.timeout_seconds"
+    with pytest.raises(ExpungeError, match=sentence):
+        asked.related(Concept(name="fox"))
+    assert len(server.asked) == 4
 
 
 def test_a_server_that_is_not_there_is_named(server: Server, tmp_path: Path) -> None:

@@ -137,6 +137,24 @@ def test_confusables_of_the_file_do_not_count_as_leaks(tmp_path: Path) -> None:
     assert told.digest != plain.digest
 
 
+def test_what_speaks_of_the_concept_cannot_stand_in_its_place(tmp_path: Path) -> None:
+    path = tmp_path / "words.toml"
+    path.write_text(WORDS)
+    plain = Vocabulary.read(path)
+    assert plain.related(plain.concept("car")) == ["golf ball", "tennis ball"]
+    assert plain.related(plain.concept("race car")) == ["car", "golf ball", "tennis ball"]
+    path.write_text(WORDS + 'car = ["race car"]')
+    told = Vocabulary.read(path)
+    assert told.related(told.concept("car")) == ["race car", "golf ball", "tennis ball"]
+    path.write_text(WORDS.replace(', "golf ball", "tennis ball"', "").replace('"golf ball" = ["golfball"]', ""))
+    alone = Vocabulary.read(path)
+    with pytest.raises(
+        ExpungeError, match=r"could stand in the place of 'car': add one, or name .* in \[confusables\]"
+    ):
+        alone.related(alone.concept("car"))
+    assert alone.alternatives(alone.concept("car")) == alone.unrelated(alone.concept("car")) == []
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from expunge import seeds
-from expunge.concepts import Concept, mentions
+from expunge.concepts import Concept, check_name, mentions, words
 from expunge.errors import ExpungeError
 from expunge.locality import Choice, choose_mapping, rank, scoring_draws
 from expunge.methods.base import MethodConfig, StepContext
@@ -65,6 +65,12 @@ class MappingConfig(MethodConfig):
     def _targets_exist(self) -> Self:
         if self.mapping_target and self.mapping != "fixed":
             raise ValueError(f'mapping_target is for the mapping "fixed", not for {self.mapping!r}')
+        for target in self.mapping_target.values():
+            check_name(target)
+            if len(parts := words(target)) > 1 and parts[0] in ("a", "an", "the"):
+                raise ValueError(
+                    f"mapping_target is {target!r}; leave out the article, it is written where one belongs"
+                )
         most = self.mapping_candidates if self.mapping in ("contextual", "score") else 1
         if self.mapping_targets > most:
             raise ValueError(
@@ -97,6 +103,21 @@ def pairs(
     return near, choices
 
 
+def single_target(config: MappingConfig, concept: Concept) -> str | None:
+    """The word that takes the concept's place in every prompt; None with a mapping that has no such word.
+
+    Raises:
+        ExpungeError: when `mapping_target` names none for the concept's kind.
+    """
+    if config.mapping == "superclass":
+        return concept.kind
+    if config.mapping != "fixed":
+        return None
+    if concept.kind not in config.mapping_target:
+        raise ExpungeError(f"mapping_target names nothing for {concept.kind!r}, the kind of {concept.name!r}.")
+    return config.mapping_target[concept.kind]
+
+
 def check_leaks(context: StepContext, kind: str, prompts: Sequence[str]) -> None:
     """Mapping and retain prompts must speak of nothing that is or was forgotten."""
     for prompt in prompts:
@@ -113,7 +134,8 @@ def leak(context: StepContext, prompt: str) -> str | None:
 def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
     # Ranking every earlier concept anew would make each step cost more than the one before.
     earlier = next((step.near[concept.name] for step in context.earlier if concept.name in step.near), None)
-    names = [n for n in earlier or context.source.related(concept) if n not in context.off_limits]
+    offered = earlier or context.source.related(concept)
+    names = [n for n in offered if n not in context.off_limits and not leak(context, n)]
     if not names:
         raise ExpungeError(f"No concept is left that could replace {concept.name!r} or be retained beside it.")
     if earlier or config.neighbours == "source":
@@ -143,30 +165,22 @@ def _null(asked: Asked) -> list[Choice]:
     return [Choice(p.id, p.prompt, (Candidate("", None),)) for p in asked.forget_prompts(())]
 
 
-def _fixed(asked: Asked) -> list[Choice]:
-    target = asked.config.mapping_target.get(asked.concept.kind)
-    if target is None:
-        kind = asked.concept.kind
-        raise ExpungeError(f"mapping_target names nothing for {kind!r}, the kind of {asked.concept.name!r}.")
-    return _replaced_by(asked, target)
-
-
-def _superclass(asked: Asked) -> list[Choice]:
-    return _replaced_by(asked, asked.concept.kind)
-
-
-def _replaced_by(asked: Asked, target: str) -> list[Choice]:
+def _replaced(asked: Asked) -> list[Choice]:
+    """One word in the concept's place, in every prompt for which the source can write it."""
+    concept = asked.concept
+    target = single_target(asked.config, concept)
+    assert target is not None, asked.config.mapping
     if target in asked.context.off_limits:
-        raise ExpungeError(f"{asked.concept.name!r} cannot be mapped to {target!r}, which is forgotten or held out.")
+        raise ExpungeError(f"{concept.name!r} cannot be mapped to {target!r}, which is forgotten or held out.")
     choices = []
     for prompt in asked.forget_prompts([target]):
-        candidates = [c for c in prompt.candidates if c.replacement == target]
-        if not candidates:
-            raise ExpungeError(
-                f"The prompt source cannot write {target!r} in the place of {asked.concept.name!r} "
-                f"in {prompt.prompt!r} (id {prompt.id})."
-            )
-        choices.append(Choice(prompt.id, prompt.prompt, (candidates[0],)))
+        candidates = [c for c in prompt.candidates if c.replacement and words(c.replacement) == words(target)]
+        if candidates:
+            choices.append(Choice(prompt.id, prompt.prompt, (candidates[0],)))
+    if not choices:
+        raise ExpungeError(
+            f"The prompt source can write {target!r} in the place of {concept.name!r} in none of its prompts."
+        )
     return choices
 
 
@@ -201,8 +215,8 @@ def _with_candidates(asked: Asked) -> list[ForgetPrompt]:
 
 MAPPINGS: dict[MappingName, Callable[[Asked], list[Choice]]] = {
     "null": _null,
-    "fixed": _fixed,
-    "superclass": _superclass,
+    "fixed": _replaced,
+    "superclass": _replaced,
     "contextual": _contextual,
     "score": _score,
 }

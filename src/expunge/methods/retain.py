@@ -18,7 +18,7 @@ from pydantic import Field
 from expunge import seeds
 from expunge.concepts import Concept
 from expunge.methods.base import MethodConfig, StepContext
-from expunge.methods.mapping import Count, check_leaks
+from expunge.methods.mapping import Count, check_leaks, leak
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -46,7 +46,8 @@ def retain_prompts(config: RetainConfig, context: StepContext, concept: Concept,
     """
     source, avoid = context.source, context.off_limits
     close = list(near[: config.retain_concepts])
-    far = sorted({*source.related(concept), *source.unrelated(concept)} - {*close, *avoid})
+    others = {*source.related(concept), *source.unrelated(concept)} - {*close, *avoid}
+    far = sorted(name for name in others if not leak(context, name))
     far = random.Random(seeds.derive(context.seed, "far", concept.name)).sample(far, len(far))
     share = {"local": 1.0, "global": 0.0, "mixed": config.local_share}[config.retain]
     local = round(share * config.retain_prompts)

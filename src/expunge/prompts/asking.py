@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, quoted
 from expunge.files import canonical_json, digest_bytes, digest_folder, read_json, write_json
 from expunge.schema import Strict
 
@@ -34,7 +34,7 @@ class LlmConfig(Strict):
         cache: folder of the answers. With it a run is repeated without asking.
         concepts: a file of kinds, aliases and confusables, or "" for none.
         evaluation_prompts: prompts for each concept that are kept for measuring and never trained on.
-        attempts: how often a question is asked before the run stops.
+        attempts: most requests for one question, whatever they failed at, before the run stops.
         timeout_seconds: how long one answer may take.
     """
 
@@ -57,6 +57,7 @@ class Asking:
 
     def __init__(self, config: LlmConfig) -> None:
         self._config, self._cache = config, Path(config.cache)
+        self._form: dict[str, Any] = {"response_format": {"type": "json_object"}}
         if self._cache.exists() and not self._cache.is_dir():
             raise ExpungeError(f"prompts.cache ({self._cache}) is a file. Name a folder.")
 
@@ -76,12 +77,7 @@ class Asking:
             raise ExpungeError(
                 "There is no API key in the environment. Set OPENAI_API_KEY, or prompts.base_url for a server of your own."
             )
-        return openai.OpenAI(
-            api_key=key or "none",
-            base_url=config.base_url,
-            timeout=config.timeout_seconds,
-            max_retries=config.attempts - 1,  # the client repeats what the network or the server failed at
-        )
+        return openai.OpenAI(api_key=key or "none", base_url=config.base_url, timeout=config.timeout_seconds)
 
     @property
     def digest(self) -> str:
@@ -103,14 +99,16 @@ class Asking:
             kept = read_json(file)
             try:
                 return check(kept["answer"])
-            except (KeyError, TypeError, Unusable) as error:
+            except (KeyError, TypeError, AttributeError, Unusable) as error:
                 raise ExpungeError(
                     f"The cached answer {file} cannot be used: {error}. Delete it to ask again."
                 ) from error
         messages = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": question}]
-        problem = ""
-        for _ in range(self._config.attempts):
-            text, problem = self._reply(messages)
+        problem, left = "", self._config.attempts
+        while left > 0:
+            reply = self._reply(messages, left)
+            left -= 1 + reply.retries_taken
+            text, problem = _said(reply.http_response.text)
             if not problem:
                 try:
                     answer = _decoded(text)
@@ -121,22 +119,30 @@ class Asking:
                     write_json(file, {"model": self._config.model, "question": question, "answer": answer})
                     return result
             retry = f"That answer cannot be used: {problem}. Answer the question again, completely."
-            told = [{"role": "assistant", "content": text}, {"role": "user", "content": retry}]
+            told = [{"role": "assistant", "content": _whole(text)}, {"role": "user", "content": retry}]
             messages = [*messages[:2], *(told if text else [])]
         raise ExpungeError(
             f"{self._config.model} gave no usable answer in {self._config.attempts} attempts. The last one: {problem}. "
             "Try another model, or write the prompts into a folder (docs/prompts.md)."
         )
 
-    def _reply(self, messages: list[dict[str, str]]) -> tuple[str, str]:
-        """The text of one reply, and what is wrong with it ("" where nothing is)."""
+    def _reply(self, messages: list[dict[str, str]], attempts: int) -> Any:
+        """The server's reply, unread. The client asks again where the network or the server failed, and counts.
+
+        A server that refuses such a request may know no `response_format`: from then on it is asked without.
+        """
         config, client = self._config, self._client
         import openai
 
+        create = client.with_options(max_retries=attempts - 1).chat.completions.with_raw_response.create
         try:
-            reply = client.chat.completions.create(
-                model=config.model, messages=messages, response_format={"type": "json_object"}
-            )
+            try:
+                return create(model=config.model, messages=messages, **self._form)
+            except (openai.BadRequestError, openai.UnprocessableEntityError):
+                if not self._form:
+                    raise
+                self._form = {}
+                return create(model=config.model, messages=messages)
         except openai.APITimeoutError as error:
             raise ExpungeError(
                 f"{config.base_url} did not answer within {config.timeout_seconds:g} seconds, in {config.attempts} "
@@ -144,30 +150,42 @@ class Asking:
             ) from error
         except openai.OpenAIError as error:
             raise ExpungeError(f"{config.base_url} cannot be used ({error}). Answers so far are kept.") from error
-        except ValueError as error:  # the body of the reply is no JSON at all
-            return "", f"the server's reply is not JSON ({error})"
-        choices = getattr(reply, "choices", None)
-        if not choices or getattr(choices[0], "message", None) is None:
-            return "", "the server's reply holds no message"
-        choice = choices[0]
-        text = choice.message.content or ""
-        if refusal := getattr(choice.message, "refusal", None):
-            return text, f"the model refused ({refusal})"
-        if choice.finish_reason == "content_filter":
-            return text, "the server filtered it"
-        if choice.finish_reason == "length":
-            return text, "it was cut off at the server's limit of length"
-        return text, "" if text else "it is empty"
+
+
+def _said(body: str) -> tuple[str, str]:
+    """The text in the body of a reply, and what is wrong with it ("" where nothing is)."""
+    try:
+        choice = json.loads(body)["choices"][0]
+        content, refusal = choice["message"].get("content"), choice["message"].get("refusal")
+    except (ValueError, RecursionError) as error:
+        return "", f"the server's reply is not JSON ({error})"
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return "", f"the server's reply holds no message: {quoted(body)}"
+    if isinstance(content, list):  # some servers give a text in parts
+        content = "".join(str(p.get("text", "")) for p in content if isinstance(p, dict) and p.get("type") == "text")
+    text = content if isinstance(content, str) else ""
+    if refusal:
+        return text, f"the model refused ({_whole(str(refusal))})"
+    if choice.get("finish_reason") == "content_filter":
+        return text, "the server filtered it"
+    if choice.get("finish_reason") == "length":
+        return text, "it was cut off at the server's limit of length"
+    return text, "" if text else "it is empty" if content in (None, "") else "it is no text"
+
+
+def _whole(text: str) -> str:
+    """The text as it can be written and sent: half a character (a lone surrogate) becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 def _decoded(text: str) -> Any:
-    """The JSON object that `text` is, also in a code fence."""
-    bare = text.strip()
-    if bare.startswith("```"):
-        bare = bare.partition("\n")[2].rpartition("```")[0]
+    """The JSON object that `text` is or holds: in a code fence, between prose, after the thoughts of a model that thinks."""
+    text = text.rpartition("</think>")[2]
+    start, end = text.find("{"), text.rfind("}")
     try:
-        answer = json.loads(bare)
-    except json.JSONDecodeError as error:
+        answer = json.loads(text[start : end + 1] if 0 <= start < end else text)
+        canonical_json(answer).encode()  # half a character and infinity can be read, but not written
+    except (ValueError, RecursionError) as error:
         raise Unusable(f"it is not JSON ({error})") from error
     if not isinstance(answer, dict):
         raise Unusable("it is not a JSON object")

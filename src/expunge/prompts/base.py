@@ -61,6 +61,13 @@ class PromptSource(Protocol):
     def unrelated(self, concept: Concept) -> list[str]:
         """Names of concepts outside its group."""
 
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        """Whether a forget prompt of the concept can have `replacement` in its place.
+
+        Raises:
+            ExpungeError: when none can.
+        """
+
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:

@@ -33,6 +33,9 @@ from expunge.prompts.deck import Deck
 from expunge.prompts.known import KnownConcepts, slot_of
 from expunge.schema import Strict
 
+_NAMED = 8
+"""Names that a notice lists at most."""
+
 
 class FolderConfig(Strict):
     """`folder`: where the prompts lie. `concepts`: a file of kinds, aliases and confusables, or "" for none."""
@@ -56,13 +59,15 @@ class Line:
 
 @dataclass(frozen=True)
 class ConceptFolder:
-    """What was read for one concept. `leaks` are sentences on the prompts that were left out."""
+    """What was read for one concept. `leaks` are sentences on the prompts that were left out, `bare` the neighbours that have
+    none."""
 
     concept: Concept
     forget: tuple[ForgetPrompt, ...]
     retain: Mapping[str, tuple[str, ...]]
     evaluation: tuple[str, ...]
     leaks: tuple[str, ...]
+    bare: tuple[str, ...]
 
 
 class PromptFolder:
@@ -80,8 +85,16 @@ class PromptFolder:
             raise ExpungeError(f"{folder} holds no prompts: no folder in it has a train.csv (see docs/prompts.md).")
         self.read = [_read(place, self._known.concept(place.name.replace("_", " "))) for place in places]
         self._measured = _measured(folder / "eval.csv")
-        if self.leaks:
-            warnings.warn("These prompts are left out:\n" + "\n".join(self.leaks), Notice, stacklevel=2)
+        notes = ["These prompts are left out:", *self.leaks] if self.leaks else []
+        if bare := [
+            f"{place.name}: {_some(one.bare)}" for place, one in zip(places, self.read, strict=True) if one.bare
+        ]:
+            notes += [
+                "These related concepts have no prompt in related_score.txt, and are no neighbours for that:",
+                *bare,
+            ]
+        if notes:
+            warnings.warn("\n".join(notes), Notice, stacklevel=2)
 
     @property
     def leaks(self) -> list[str]:
@@ -119,6 +132,14 @@ class PromptFolder:
         own = {" ".join(words(n)) for n in self.related(concept)}
         names = dict.fromkeys(n for one in self.read for n in one.retain)
         return [n for n in names if " ".join(words(n)) not in own and not mentions(n, concept)]
+
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        found = [c.replacement for p in self._of(concept).forget for c in p.candidates if c.replacement is not None]
+        if not any(words(name) == words(replacement) for name in found):
+            raise ExpungeError(
+                f"No mapping candidate of {concept.name!r} in {self._folder} has {replacement!r} in its place. "
+                f'{nearest(replacement, dict.fromkeys(found))} Or choose the mapping "score", "contextual" or "null".'
+            )
 
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
@@ -197,17 +218,19 @@ def _read(place: Path, concept: Concept) -> ConceptFolder:
                 pairs.append(ForgetPrompt(id, forget[id].text, tuple(left)))
     related = [line for line in _lines(place / "related_concepts.txt") if kept(line, shows=False)]
     retain = [line for line in _lines(place / "related_score.txt") if kept(line, shows=False)]
+    found = _by_neighbour([line.text for line in related], [line.text for line in retain])
     return ConceptFolder(
         concept=concept,
         forget=tuple(pairs),
-        retain=_by_neighbour([line.text for line in related], [line.text for line in retain]),
+        retain={name: own for name, own in found.items() if own},
         evaluation=tuple(line.text for line in evaluation),
         leaks=tuple(leaks),
+        bare=tuple(name for name, own in found.items() if not own),
     )
 
 
 def _by_neighbour(names: Sequence[str], prompts: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The prompts of each neighbour, in the order of `names`; those without prompts are left out.
+    """The prompts of each neighbour, in the order of `names`.
 
     The file groups prompts by neighbour and does not say which. A prompt belongs to the neighbours that it names, and one
     that names none belongs to that of the prompt before it (at the top of the file: after it).
@@ -220,7 +243,12 @@ def _by_neighbour(names: Sequence[str], prompts: Sequence[str]) -> dict[str, tup
         current = own or current
         for name in current:
             found[name].append(prompt)
-    return {name: tuple(own) for name, own in found.items() if own}
+    return {name: tuple(own) for name, own in found.items()}
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
 def _candidates(file: Path, forget: Mapping[str, Line]) -> dict[str, list[tuple[Line, Candidate]]]:

@@ -17,8 +17,8 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from expunge.concepts import Concept, mentions, words
-from expunge.errors import ExpungeError
+from expunge.concepts import Concept, check_name, mentions, words
+from expunge.errors import ExpungeError, quoted
 from expunge.prompts.asking import Asking, LlmConfig, Unusable
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
@@ -56,17 +56,20 @@ class LlmPrompts:
     def unrelated(self, concept: Concept) -> list[str]:
         return self._names(concept)["unrelated"]
 
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        """Anything can be written."""
+
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:
         prompts: list[ForgetPrompt] = []
         for part in self._training(concept, count):
             allowed = self._known.free_of(part, avoid, concept.names)
-            mappings = self._mappings(concept, part, replacements)
+            mappings = self._mappings(concept, part, replacements) if replacements else {p: {} for p in part}
             for prompt in allowed:
                 left = self._known.free_of(mappings[prompt].values(), avoid)
                 candidates = tuple(Candidate(p, r) for r, p in mappings[prompt].items() if p in left)
-                if candidates:
+                if candidates or not replacements:
                     prompts.append(ForgetPrompt(str(len(prompts) + 1), prompt, candidates))
             if len(prompts) >= count:
                 return prompts[:count]
@@ -106,6 +109,10 @@ class LlmPrompts:
             found = {key: _texts(answer, key, _NAMES) for key in ("related", "unrelated")}
             _distinct([*found["related"], *found["unrelated"]])
             for name in (n for names in found.values() for n in names):
+                try:
+                    check_name(name)
+                except ValueError as error:
+                    raise Unusable(f"{quoted(name)} cannot be a name: {error}") from error
                 if leak := mentions(name, concept):
                     raise Unusable(f"{name!r} speaks of {leak!r}")
             return found

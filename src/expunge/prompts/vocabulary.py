@@ -18,7 +18,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from expunge.concepts import Concept, words
+from expunge.concepts import Concept, mentions, words
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
@@ -116,16 +116,24 @@ class Vocabulary(Strict):
         raise ExpungeError(f"The vocabulary has no concept {quoted(name)}. {nearest(name, self.names())}")
 
     def related(self, concept: Concept) -> list[str]:
-        own = self.group(concept.name)
-        groups = [own, *(g for g in self.groups if g.slot == own.slot and g is not own)]
-        return [n for g in groups for n in self._concepts(g) if n != concept.name]
+        if found := self.alternatives(concept):
+            return found
+        raise ExpungeError(
+            f"No other {self.slot_of(concept.name)} in the vocabulary could stand in the place of {concept.name!r}: add one, "
+            "or name those that speak of it and must not count as it in [confusables]."
+        )
 
     def alternatives(self, concept: Concept) -> list[str]:
-        return self.related(concept)
+        own = self.group(concept.name)
+        groups = [own, *(g for g in self.groups if g.slot == own.slot and g is not own)]
+        return self._apart(groups, concept)
 
     def unrelated(self, concept: Concept) -> list[str]:
         own = self.group(concept.name)
-        return [n for g in self.groups if g is not own for n in self._concepts(g)]
+        return self._apart([g for g in self.groups if g is not own], concept)
+
+    def check_replacement(self, concept: Concept, replacement: str) -> None:
+        """Anything can be written."""
 
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
@@ -188,9 +196,10 @@ class Vocabulary(Strict):
             confusables=self.confusables.get(name, ()),
         )
 
-    def _concepts(self, group: Group) -> list[str]:
-        """The names of a group but the one that is the same as saying nothing."""
-        return [n for n in group.concepts if n != self.slots[group.slot].plain]
+    def _apart(self, groups: Sequence[Group], concept: Concept) -> list[str]:
+        """The names in `groups` but those that speak of `concept` ("golf ball" of "ball"), and those that say nothing."""
+        names = [n for g in groups for n in g.concepts if n != self.slots[g.slot].plain]
+        return [n for n in names if not mentions(n, concept)]
 
     def _draw(
         self,

@@ -14,6 +14,7 @@ from expunge.concepts import Concept, check_name
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
 from expunge.hardware import compute_dtype
+from expunge.methods.mapping import MappingConfig, single_target
 from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
 from expunge.stream.config import PromptsConfig, RunConfig
 
@@ -106,6 +107,15 @@ def check_solver(solver: str, backbone: type[Backbone]) -> None:
     solvers = ("default", *backbone.solvers)
     if solver not in (*solvers, "published"):
         raise ExpungeError(f"{backbone.__name__} has no solver {solver!r}. {nearest(solver, solvers)}")
+
+
+def check_mapped(config: RunConfig, source: PromptSource, concepts: Sequence[Concept]) -> None:
+    """Whether the source can write the word that the method maps `concepts` to, where it maps them to one word."""
+    method = config.build_method().config
+    if isinstance(method, MappingConfig):
+        for concept in concepts:
+            if target := single_target(method, concept):
+                source.check_replacement(concept, target)
 
 
 def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:

@@ -35,6 +35,7 @@ from expunge.stream.named import (
     JUDGES,
     check_config,
     check_judged,
+    check_mapped,
     forgettable,
     model_folder,
     prompt_source,
@@ -114,6 +115,7 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     folder = model_folder(config.model.source)
     check_config(config, folder)
     known = [c for request in concepts for c in request]
+    check_mapped(config, source, known)
     check_judged(protocol, source, known, folder)
     backbone = backbones.load(folder).to(processes().device)
     stored = backbones.stored_denoiser(folder)

@@ -34,6 +34,7 @@ from expunge.stream.named import (
     JUDGES,
     check_config,
     check_judged,
+    check_mapped,
     forgettable,
     model_folder,
     model_name,
@@ -106,7 +107,9 @@ class Run:
         groups = [[forgettable(source, n).name for n in ([r] if isinstance(r, str) else r)] for r in requests]
         asked = [name for names in groups for name in names]
         _check_once(asked)
-        check_judged(read_protocol(config.evaluate.protocol), source, [source.concept(name) for name in asked], folder)
+        concepts = [source.concept(name) for name in asked]
+        check_mapped(config, source, concepts)
+        check_judged(read_protocol(config.evaluate.protocol), source, concepts, folder)
         digest = backbones.model_digest(folder)
         config = config.frozen(digest)
         if directory.vacant:
@@ -138,6 +141,7 @@ class Run:
         self.directory.check()
         concepts = tuple(forgettable(self.source, name) for name in names)
         _check_once([c.name for c in concepts])
+        check_mapped(self.config, self.source, concepts)
         check_judged(self.protocol, self.source, concepts, self._folder)
         with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
