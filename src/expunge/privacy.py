@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from expunge.concepts import Concept, Request, words
@@ -10,6 +11,7 @@ from expunge.evaluation import Protocol
 from expunge.prompts import PromptSource
 
 PERSON = "person"
+_ACCENTS = "[\u0300-\u036f]"
 
 
 class Names:
@@ -49,12 +51,16 @@ class Names:
 
     def text(self, text: str) -> str:
         """`text` with every name of a person replaced."""
+        if not self._patterns:
+            return text
+        text = unicodedata.normalize("NFD", text)
         for pattern, label in self._patterns:
             text = pattern.sub(label, text)
-        return text
+        return unicodedata.normalize("NFC", text)
 
     def speaks(self, text: str) -> bool:
         """Whether `text` names a person."""
+        text = unicodedata.normalize("NFD", text)
         return any(pattern.search(text) for pattern, _ in self._patterns)
 
 
@@ -66,6 +72,8 @@ def prompted(protocol: Protocol, source: PromptSource) -> list[Concept]:
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """Matches the name in any case, its words apart or joined ("Jane Doe", "jane-doe", "JaneDoe"), also "Jane Doe's"."""
-    inner = r"[\W_]*".join(re.escape(word) for word in words(name))
+    """Matches the name in a text (NFD) in any case, with accents or without, its words apart or joined ("Jane Doe",
+    "jane-doe", "JaneDoe"), also "Jane Doe's"."""
+    letters = (re.sub(_ACCENTS, "", unicodedata.normalize("NFD", word)) for word in words(name))
+    inner = r"[\W_]*".join("".join(re.escape(letter) + f"{_ACCENTS}*" for letter in word) for word in letters)
     return re.compile(rf"(?<![^\W_]){inner}(?:es|s)?(?![^\W_])", re.IGNORECASE)

@@ -122,6 +122,16 @@ def test_a_bad_file_is_named_with_its_line(copy: Path, name: str, text: str | No
         read(copy)
 
 
+def test_a_forget_prompt_whose_candidates_are_all_off_limits_still_serves_where_none_is_needed(
+    copy: Path,
+) -> None:
+    (file,) = (copy / "golf_ball").glob("*.json")
+    file.write_text(file.read_text().replace("Rain falls on nothing", "Rain falls on two marbles"))
+    folder, avoid = read(copy), frozenset({"plum", "marble", "golf ball"})
+    assert len(folder.forget_prompts(GOLF_BALL, [], 9, 1, avoid)) == 4  # as the mapping "null" asks
+    assert len(folder.forget_prompts(GOLF_BALL, ["plum"], 9, 1, avoid)) == 3
+
+
 def test_what_is_off_limits_is_in_no_prompt() -> None:
     avoid = frozenset({"plum", "golf ball"})
     for prompt in FOLDER.forget_prompts(GOLF_BALL, [], 4, 1, avoid):

@@ -148,7 +148,8 @@ class PromptFolder:
         for prompt in self._of(concept).forget:
             allowed = set(self._known.free_of((c.prompt for c in prompt.candidates), avoid))
             candidates = tuple(c for c in prompt.candidates if c.prompt in allowed)
-            if candidates and self._known.free_of([prompt.prompt], avoid, concept.names):
+            usable = candidates or not replacements
+            if usable and self._known.free_of([prompt.prompt], avoid, concept.names):
                 prompts.append(ForgetPrompt(prompt.id, prompt.prompt, candidates))
         if not prompts:
             raise ExpungeError(f"Every forget prompt of {concept.name!r} speaks of a concept that is off limits.")
