@@ -24,7 +24,7 @@ OUTCOMES = {
 
 
 def after_the_last_step(table: pd.DataFrame, variants: Sequence[str], picture: Path) -> None:
-    """One panel per metric, one line per variant, the first on top: a dot for each seed, a bar for their mean.
+    """One panel per metric, one line per variant, the first on top: a dot for each seed, a bar for the mean of several.
 
     Args:
         table: that of `last_steps`.
@@ -35,7 +35,8 @@ def after_the_last_step(table: pd.DataFrame, variants: Sequence[str], picture: P
         for place, variant in enumerate(variants):
             values = table.loc[table["variant"] == variant, metric]
             ax.plot(values, [place] * len(values), "o", color="tab:blue", alpha=0.5, markersize=5)
-            ax.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color="black", linewidth=2)
+            if len(values) > 1:
+                ax.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color="black", linewidth=2)
         ax.set(title=label, yticks=range(len(variants)), yticklabels=variants)
         ax.grid(axis="x", alpha=0.3)
     _write(figure, picture)
