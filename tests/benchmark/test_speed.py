@@ -124,12 +124,16 @@ def test_the_same_call_goes_on_after_the_last_pair(
 
 def test_a_request_that_is_timed_again_does_not_find_its_own_work(tmp_path: Path) -> None:
     """What M(0) painted for it is kept for later requests (`teacher = "base"`), and would be read instead of painted."""
-    method = {**CHANGES["method"], "teacher": "base", "lambda_again": 1.0}
-    base = {**CHANGES, "method": method, "replay": {**CHANGES["replay"], "source": "trajectory"}}
-    run = Run.create(tmp_path / "fast", requests=["panda"], preset_name="lacu-iconworld", changes=base)
-    once, again = (speed._timed({"fast": run}, "fast", 1, tmp_path) for _ in range(2))
-    assert [*run.directory.memory.glob("*")]
-    assert once.evaluations == again.evaluations
+    run = Run.create(tmp_path / "fast", requests=["panda"], preset_name="lacu-iconworld", changes=CHANGES)
+    earlier, own = run.directory.memory / "earlier", run.directory.memory / "own"
+    files.write_text(earlier, "painted for a request before it")
+    for _ in range(2):
+        speed._as_before(run, 1, tmp_path / "note.json")
+        assert earlier.exists()
+        assert not own.exists()
+        assert not run.directory.step(1).path.exists()
+        files.write_text(own, "painted by the attempt that was interrupted")
+        files.write_text(run.directory.step(1).weights, "trained by it")
 
 
 def test_both_engines_start_from_what_the_reference_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
