@@ -118,7 +118,7 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _plain(text: str) -> tuple[str, ...]:
+def plain_words(text: str) -> tuple[str, ...]:
     """The words of a text without accents. Signs of other scripts that make another word stay."""
     return tuple(
         "".join(c for c in unicodedata.normalize("NFD", word) if not "\u0300" <= c <= "\u036f") for word in _words(text)
@@ -127,10 +127,10 @@ def _plain(text: str) -> tuple[str, ...]:
 
 def mentions(prompt: str, concept: Concept) -> str | None:
     """The name or alias under which `prompt` speaks of `concept`, or None. Words inside a confusable do not count."""
-    prompt_words, plain = words(prompt), _plain(prompt)
+    prompt_words, plain = words(prompt), plain_words(prompt)
     taken = {i for name in concept.confusables for i in _inside(prompt_words, words(name))}
     for name in concept.names:
-        if any(not taken.issuperset(range(start, end)) for start, end in _places(plain, _plain(name))):
+        if any(not taken.issuperset(range(start, end)) for start, end in _places(plain, plain_words(name))):
             return name
     return None
 

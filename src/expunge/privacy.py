@@ -6,12 +6,11 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
-from expunge.concepts import Concept, Request, words
+from expunge.concepts import Concept, Request, plain_words
 from expunge.evaluation import Protocol
 from expunge.prompts import PromptSource
 
 PERSON = "person"
-_ACCENTS = "[\u0300-\u036f]"
 
 
 class Names:
@@ -74,6 +73,5 @@ def prompted(protocol: Protocol, source: PromptSource) -> list[Concept]:
 def _pattern(name: str) -> re.Pattern[str]:
     """Matches the name in a text (NFD) in any case, with accents or without, its words apart or joined ("Jane Doe",
     "jane-doe", "JaneDoe"), also "Jane Doe's"."""
-    letters = (re.sub(_ACCENTS, "", unicodedata.normalize("NFD", word)) for word in words(name))
-    inner = r"[\W_]*".join("".join(re.escape(letter) + f"{_ACCENTS}*" for letter in word) for word in letters)
+    inner = r"[\W_]*".join("".join(re.escape(c) + "[\u0300-\u036f]*" for c in word) for word in plain_words(name))
     return re.compile(rf"(?<![^\W_]){inner}(?:es|s)?(?![^\W_])", re.IGNORECASE)
