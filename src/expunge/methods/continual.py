@@ -115,7 +115,8 @@ class Continual(Resteering):
         if "preserve" in self.weights:
             more = config.model_copy(update={"retain_prompts": config.warm_start.retain_prompts})
             kept = [p for c in context.concepts for p in retain_prompts(more, context, c, list(near[c.name]))]
-            kept = [prompt for prompt in dict.fromkeys(kept) if prompt not in set(retain)]
+            replayed = set(retain)
+            kept = [prompt for prompt in dict.fromkeys(kept) if prompt not in replayed]
             parts.append([*retain, *kept])
         concepts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         for choice in choices:
