@@ -18,8 +18,7 @@ import pandas as pd
 
 from expunge import Run
 from expunge.evaluation import Row, metrics, protocol_rows
-from expunge.evaluation.protocol import batches
-from expunge.evaluation.run import half_width
+from expunge.evaluation.run import until_enough
 from expunge.files import write_json
 
 WIDTHS = (0.06, 0.05, 0.04, 0.03)
@@ -29,14 +28,9 @@ def painted(rows: list[Row], table: pd.DataFrame, size: int, enough: float) -> I
     """Ids of the rows that would have been painted."""
     answers: dict[str, Any] = {r["row"]: r for r in table.to_dict("records")}
     seen: dict[str, Any] = {}
-    known = set()
-    for batch in batches(rows, size):
-        if (measured := batch[0].measures) in known:
-            continue
+    for batch in until_enough(rows, size, enough, seen):
         seen |= {row.id: answers[row.id] for row in batch}
         yield from (row.id for row in batch)
-        if half_width([row for row in rows if row.measures == measured], seen) <= enough:
-            known.add(measured)
 
 
 def said(table: pd.DataFrame, forgotten: list[str]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def test_tables_have_known_answers(tmp_path: Path) -> None:
 
 def test_retention_is_read_where_forgetting_is_equal() -> None:
     rows = [
-        ("gentle@1", 0, 0.9, 0.98), ("gentle@2", 0, 1.0, 0.94), ("gentle@4", 0, 1.0, 0.90),
+        ("gentle", 0, 0.9, 0.98), ("gentle@2", 0, 1.0, 0.94), ("gentle@4", 0, 1.0, 0.90),
         ("harsh@1", 0, 0.96, 0.5), ("harsh@2", 0, 1.0, 0.4), ("single", 0, 0.95, 0.1),
     ]  # fmt: skip
     table = pd.DataFrame(rows, columns=["variant", "seed", "ua", "ira"])
@@ -92,7 +92,15 @@ def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path
     assert head.count("|") == rule.count("|") == full.count("|") == less.count("|")
     assert full.startswith("| full | 2 | 0.500 | 1.000 | nan | 0.850 | 0.500 | 0.000 |  |  | as full |")
     assert "| -0.300 [-1.571, +0.971] |" in less
-    assert {p.name for p in (tmp_path / "docs").glob("*.png")} == {"x-outcomes.png", "x-sequence.png"}
+    pictures = {"x-outcomes.png", "x-sequence.png"}
+    assert {p.name for p in (tmp_path / "docs").glob("*.png")} == pictures
+    # A point of a curve over a knob is no row.
+    path.write_text(path.read_text() + '[variants."less@2"]\npreset = "lacu-iconworld"\n')
+    files.write_json(tmp_path / "x" / "less@2-0.json", summary([[1.0, 1.0], [0.1, 1.0]], 0.4))
+    written = expunge("bench", path, "--write", tmp_path / "docs")
+    assert "less: IRA at UA 0.95: not reached" in written
+    assert (tmp_path / "docs" / "x-table.md").read_text().splitlines() == [head, rule, full, less]
+    assert {p.name for p in (tmp_path / "docs").glob("*.png")} == {*pictures, "x-matched.png"}
 
 
 def test_the_order_of_requests_depends_on_the_seed() -> None:

@@ -58,7 +58,7 @@ def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> 
 
 
 def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> None:
-    """IRA and CRA over UA, one curve per family of variants FAMILY@KNOB; a dotted line where they are compared."""
+    """IRA and CRA over UA, one curve per family of variants (`knob_points`); a dotted line where they are compared."""
     kept = {"ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
     figure, axes = plt.subplots(1, len(kept), figsize=(10, 3.8), sharey=True)
     for ax, (metric, label) in zip(axes, kept.items(), strict=True):

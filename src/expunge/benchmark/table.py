@@ -53,16 +53,17 @@ def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame
 
 
 def knob_points(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of variants named FAMILY@KNOB, with the column `family`."""
-    points = table[table["variant"].str.contains("@")]
-    return points.assign(family=points["variant"].str.partition("@")[0])
+    """The rows of variants named FAMILY@KNOB, and of FAMILY itself where there are such, with the column `family`."""
+    family = table["variant"].str.partition("@")[0]
+    turned = set(family[table["variant"].str.contains("@")])
+    return table.assign(family=family)[family.isin(turned)]
 
 
 def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.DataFrame:
     """Each family's `metric` where its UA is `ua`: erasing less is not preserving better.
 
-    Variants named FAMILY@KNOB are the points of a family's curve over a knob. Between the two neighbouring points around
-    `ua` the metric is interpolated linearly; a family that never reaches `ua`, or never falls below it, has NaN.
+    The points of a family's curve over a knob are those of `knob_points`. Between the two neighbouring points around `ua` the
+    metric is interpolated linearly; a family that never reaches `ua`, or never falls below it, has NaN.
 
     Args:
         table: that of `last_steps`.

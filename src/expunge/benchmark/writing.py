@@ -19,6 +19,8 @@ MATCHED_UA = 0.95
 def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.DataFrame:
     """Write `STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`.
 
+    Variants named FAMILY@KNOB are in the last of these alone, where there are others.
+
     Returns:
         IRA and CRA of each family of variants over a knob at UA `MATCHED_UA`, a row for each seed; empty without a knob.
 
@@ -30,12 +32,16 @@ def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.Da
         raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
     notes = {name: variant.note for name, variant in experiment.variants.items()}
     table = table[table["variant"].isin(list(notes))]
-    shown = [name for name in notes if name in set(table["variant"])]
+    measured = [name for name in notes if name in set(table["variant"])]
+    points = [name for name in measured if "@" in name]
+    shown = [name for name in measured if name not in points] or points
     stem.parent.mkdir(parents=True, exist_ok=True)
-    write_text(stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], notes))
+    write_text(
+        stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], {name: notes[name] for name in shown})
+    )
     figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
     figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
-    if not any("@" in name for name in shown):
+    if not points:
         return pd.DataFrame(columns=["family", "seed", "ira", "cra"])
     figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
     read = [at_matched_forgetting(table, metric, MATCHED_UA).set_index(["family", "seed"]) for metric in ("ira", "cra")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -80,10 +80,7 @@ def evaluate_each(
     denoiser = backbone.denoiser if dtype == torch.float32 else backbone.copy_denoiser(dtype)
     tables: list[dict[str, dict[str, object]]] = [{} for _ in judges]
     images: Images = {}
-    known: set[tuple[str, str]] = set()
-    for batch in batches(rows, sampler.batch_size):
-        if batch[0].measures in known:
-            continue
+    for batch in until_enough(rows, sampler.batch_size, enough, tables[0]):
         pictures = paint(backbone, denoiser, [r.prompt for r in batch], [r.seed for r in batch], sampler, precision)
         readable = pictures.isfinite().flatten(1).all(1).tolist()
         pictures = pictures.nan_to_num(0.0)
@@ -94,9 +91,33 @@ def evaluate_each(
                 answer = told if whole else _unreadable(row.question)
                 table[row.id] = _judgement(row, images[row.id], answer, judge.name, whole)
         progress(len(images), len(rows))
-        if enough and half_width([row for row in rows if row.measures == batch[0].measures], tables[0]) <= enough:
-            known.add(batch[0].measures)
     return [_frame([table[row.id] for row in rows if row.id in table]) for table in tables], images
+
+
+def until_enough(
+    rows: Sequence[Row], size: int, enough: float | None, judged: Mapping[str, Mapping[str, object]]
+) -> Iterator[Sequence[Row]]:
+    """Batches of the rows, without those that measure what is known well `enough` (`Protocol`) by then.
+
+    Args:
+        judged: judgements by row id. Those of a batch are to be there when the next one is asked for.
+    """
+    known: set[tuple[str, str]] = set()
+    for batch in batches(rows, size):
+        measured = batch[0].measures
+        if measured in known:
+            continue
+        yield batch
+        if enough and _half_width([row for row in rows if row.measures == measured], judged) <= enough:
+            known.add(measured)
+
+
+def _half_width(rows: Sequence[Row], judged: Mapping[str, Mapping[str, object]]) -> float:
+    """Half the width of the interval of what `rows` measure, as far as they are judged; 1 where nothing is known."""
+    frame = pd.DataFrame([judged[row.id] for row in rows if row.id in judged]).astype({"shown": "boolean"})
+    role, concept = rows[0].measures
+    value = unlearning_accuracy(frame, concept) if role == "forget" else mean(frame, "shown", missing=False)
+    return (value.high - value.low) / 2 if value else 1.0
 
 
 def _judgement(row: Row, picture: np.ndarray, answer: Answer, judge: str, whole: bool) -> dict[str, object]:
@@ -131,11 +152,3 @@ def _frame(judgements: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 def _unreadable(question: Question) -> Answer:
     """Of a picture with NaN in it, which any judge would take for a black one: nothing is known."""
     return Answer(None, None, None, None, {slot: Seen(UNSURE, None) for slot in question.scene})
-
-
-def half_width(rows: Sequence[Row], table: Mapping[str, Mapping[str, object]]) -> float:
-    """Half the width of the interval of what `rows` measure, as far as they are in the table; 1 where nothing is known."""
-    frame = pd.DataFrame([table[row.id] for row in rows if row.id in table]).astype({"shown": "boolean"})
-    role, concept = rows[0].measures
-    value = unlearning_accuracy(frame, concept) if role == "forget" else mean(frame, "shown", missing=False)
-    return (value.high - value.low) / 2 if value else 1.0
