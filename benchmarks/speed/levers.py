@@ -64,8 +64,8 @@ def compiled(*kinds: str) -> Iterator[None]:
                 module.compile()
         return denoiser
 
-    def copy(backbone: Backbone, dtype: torch.dtype) -> torch.nn.Module:
-        found = compile_blocks(copied(backbone, dtype))
+    def copy(backbone: Backbone, *how: Any) -> torch.nn.Module:
+        found = compile_blocks(copied(backbone, *how))
         compile_blocks(backbone.denoiser)
         return found
 

@@ -64,7 +64,7 @@ def main() -> None:
     for path in arguments.runs:
         run = Run(path)
         accepted = [record for record in run.records if record.status == "accepted"]
-        forgotten = [c for request in run.requests[: len(accepted)] for c in request.concepts]
+        forgotten = [run.source.concept(name) for record in accepted for name in record.concepts]
         name = f"{path.name}, {run.protocol.name}, after {len(accepted)} requests"
         models[name] = measured(run.backbone(), run.protocol, forgotten)
     write_json(arguments.out, {"schema": 1, "solver": "dpm++", "guidance": 3.0, "models": models})

@@ -105,6 +105,11 @@ class Request(Strict):
     received_at: str
 
 
+def article(name: str) -> str:
+    """ "an" before a vowel, else "a"."""
+    return "an" if name[0].lower() in "aeiou" else "a"
+
+
 def words(text: str) -> list[str]:
     """Lower-case words of a text, one spelling per letter (NFKC); hyphens and underscores separate words."""
     return list(_words(text))

@@ -84,7 +84,12 @@ def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path
     )
     path.write_text(f'schema = 1\nprotocol = "iconworld-demo"\nseeds = [0, 1]\n{variants}')
     assert "holds no results yet" in expunge("bench", path, "--write", tmp_path / "docs", code=2)
+    files.write_json(tmp_path / "x" / "gone-0.json", summary([[1.0, 1.0], [0.1, 1.0]], 0.9))
+    assert "holds no results yet" in expunge("bench", path, "--write", tmp_path / "docs", code=2)
     for name, ira in (("full", (0.9, 0.8)), ("less", (0.5, 0.6))):
+        if name == "less":
+            expunge("bench", path, "--write", tmp_path / "docs")  # one variant alone, with nothing to compare it to
+            assert len((tmp_path / "docs" / "x-table.md").read_text().splitlines()) == 3
         for seed in (0, 1):
             files.write_json(tmp_path / "x" / f"{name}-{seed}.json", summary([[1.0, 1.0], [0.1, 1.0]], ira[seed]))
     expunge("bench", path, "--write", tmp_path / "docs")

@@ -185,6 +185,11 @@ def test_what_is_wrong_is_said_with_its_place(copy: RunDirectory) -> None:
         assert verify(copy.path).problems == ()
 
 
+def test_a_summary_that_a_killed_process_did_not_write_is_told_from_none(copy: RunDirectory) -> None:
+    copy.summary.unlink()
+    assert "summary.json is missing. `expunge resume` writes it anew." in expunge("status", copy.path, code=2)
+
+
 def test_a_record_that_no_event_speaks_of_is_noticed(copy: RunDirectory) -> None:
     lines = copy.event_lines.read_text().splitlines(keepends=True)
     copy.event_lines.write_text("".join(lines[:-1]))
@@ -193,6 +198,10 @@ def test_a_record_that_no_event_speaks_of_is_noticed(copy: RunDirectory) -> None
     shutil.copytree(copy.step(1).path, copy.path / "steps" / "0005")
     assert "steps/0005 is there" in wrong(copy)
     shutil.rmtree(copy.path / "steps" / "0005")
+    for name in ("notes.txt", ".DS_Store", "0001.old"):
+        (copy.path / "steps" / name).write_text("mine")
+        assert f"steps/{name} is there, and no step left it." in wrong(copy)
+        (copy.path / "steps" / name).unlink()
     shutil.copy(copy.memory / "0001.safetensors", copy.memory / "stranger.safetensors")
     assert "memory/stranger.safetensors is there, and no event speaks of it." in wrong(copy)
 

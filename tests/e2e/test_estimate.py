@@ -48,6 +48,29 @@ def test_other_settings_cost_otherwise(estimated: Estimate) -> None:
         assert other.evaluations.backward * 6 == request.evaluations.backward * 7
 
 
+def test_with_a_stopping_rule_it_is_the_most_that_a_request_takes(tmp_path: Path) -> None:
+    rule = [
+        *("train.stop.check_every=2", "train.stop.batches=3", "train.stop.target=0.0", "train.stop.tolerance=0.0"),
+        *('replay.source="bank"', 'method.along="forget"', "method.warm_start=false"),
+    ]
+    changes = changes_of([*SETTINGS, *rule])
+    run = expunge.Run.create(
+        tmp_path / "run",
+        requests=["panda", "mosaic"],
+        changes={**changes, "evaluate": {**changes["evaluate"], "protocol": str(PROTOCOL)}},
+    )
+    told = run.train(run.requests[0], None)
+    assert rehearsed(*rule).requests[0].evaluations == told.evaluations
+
+
+def test_what_a_run_refuses_is_not_estimated() -> None:
+    config = preset(DEFAULT_PRESET, changes_of(SETTINGS))
+    with pytest.raises(expunge.ExpungeError, match="requested twice"):
+        expunge.estimate(config, [["fox"], ["fox"]])
+    with pytest.raises(expunge.ExpungeError, match="no request"):
+        expunge.estimate(config, [])
+
+
 def test_the_published_loop_is_counted_too(estimated: Estimate) -> None:
     reference = rehearsed("train.engine=reference")
     rows = 2 * 6  # of each role: six steps of two

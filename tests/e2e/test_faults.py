@@ -315,6 +315,9 @@ def test_a_damaged_file_is_told_before_anything_is_built_on_it(
     damage(waiting / name)
     before = state(waiting)
     said = expunge("resume", waiting, code=2)
+    if name.endswith(("weights.safetensors", "choices.json")):
+        assert said in expunge("export", waiting, waiting.parent / "clean", code=2)
+        assert not (waiting.parent / "clean").exists()
     assert name in said
     assert digest_bytes(whole) in said
     assert digest_file(waiting / name) in said

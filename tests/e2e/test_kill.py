@@ -11,7 +11,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from expunge import Run
 from expunge.files import digest_file
+from expunge.stream import verify
 from runs import FAST, command, count_lines, expunge, kill_when, process
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
@@ -57,3 +59,21 @@ def test_the_comparison_can_fail(finished_run: Path, tmp_path: Path) -> None:
     expunge("run", tmp_path / "run", "panda", *FAST, "--set", "train.steps=5")
     name = "steps/0001/weights.safetensors"
     assert digest_file(tmp_path / "run" / name) != digest_file(finished_run / name)
+
+
+@pytest.mark.parametrize(("first", "then"), [(("panda", "mosaic"), "withdraw"), (("panda",), "request")])
+def test_requests_that_come_and_go_meanwhile_leave_no_last_step_with_the_counts_of_another(
+    first: tuple[str, ...], then: str, tmp_path: Path
+) -> None:
+    """Killed after the pictures were judged: the step that becomes the last one is judged whole, and no picture is lost."""
+    run = tmp_path / "run"
+    kill_when(command("run", run, *first, *FAST), run, lambda r: (r / "steps/0001/judgements.parquet").exists())
+    assert not (run / "steps/0001/step.json").exists()
+    expunge(then, run, "2" if then == "withdraw" else "mosaic")
+    served = Run(run).serve()
+    record = next(served)
+    served.close()
+    assert record.level == "final"
+    assert record.metrics.ua is not None
+    assert record.metrics.ua.n == 4
+    assert not verify(run).problems

@@ -125,7 +125,7 @@ def _run(run: Run) -> Side:
         stages.append(Stage(f"step {record.index}", (*before, *record.concepts), Shelf(step.judgements, step.images)))
     return Side(
         path=run.directory.path,
-        made=str(run.config.method["name"]),
+        made=run.config.method_name,
         base_digest=run.config.model.digest,
         protocol=run.protocol,
         precision=run.config.evaluate.precision,

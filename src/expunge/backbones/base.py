@@ -67,7 +67,7 @@ class Evaluations:
 
 
 class Backbone(ABC):
-    """A model family. Subclasses set the class variables and the four abstract methods."""
+    """A model family. Subclasses set the class variables and the abstract methods."""
 
     pipeline_class: ClassVar[type[Any]]
     """The Diffusers pipeline whose behaviour this backbone reproduces."""
@@ -185,6 +185,8 @@ class Backbone(ABC):
     def scheduler(self, solver: str = "default") -> Any:
         """A fresh scheduler: the pipeline's own configuration under the named solver."""
         own = self.pipeline.scheduler
+        if solver == "published":
+            solver = self.replay_solver
         if solver == "default":
             return type(own).from_config(own.config)
         if solver not in self.solvers:

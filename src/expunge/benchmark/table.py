@@ -49,7 +49,7 @@ def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame
         half = _half_width(pairs.to_numpy())
         mean = float(pairs.mean()) if len(pairs) else np.nan
         rows.append({"variant": variant, "difference": mean, "low": mean - half, "high": mean + half, "n": len(pairs)})
-    return pd.DataFrame(rows).set_index("variant")
+    return pd.DataFrame(rows, columns=["variant", "difference", "low", "high", "n"]).set_index("variant")
 
 
 def knob_points(table: pd.DataFrame) -> pd.DataFrame:

@@ -27,11 +27,11 @@ def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.Da
     Raises:
         ExpungeError: when there are no results yet.
     """
+    notes = {name: variant.note for name, variant in experiment.variants.items()}
     table = last_steps(results)
+    table = table[table["variant"].isin(list(notes))]
     if table.empty:
         raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
-    notes = {name: variant.note for name, variant in experiment.variants.items()}
-    table = table[table["variant"].isin(list(notes))]
     measured = [name for name in notes if name in set(table["variant"])]
     points = [name for name in measured if "@" in name]
     shown = [name for name in measured if name not in points] or points

@@ -418,9 +418,8 @@ def _file(context: StepContext, scenes: Scenes, name: str, *more: Any) -> Path |
 
 
 def _sampler(context: StepContext, scenes: Scenes) -> Sampler:
-    config, backbone = context.replay, context.backbone
-    solver = backbone.replay_solver if config.solver == "published" else config.solver
-    return Sampler(context.teacher, context.teacher.encode(scenes.prompts), config.steps, solver)
+    steps, solver = context.replay.steps, context.replay.solver
+    return Sampler(context.teacher, context.teacher.encode(scenes.prompts), steps, solver)
 
 
 def _progress(context: StepContext, scenes: Scenes) -> Callable[[int, int], None]:

@@ -18,7 +18,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from expunge.concepts import Concept, mentions, words
+from expunge.concepts import Concept, article, mentions, words
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
@@ -183,8 +183,7 @@ class Vocabulary(Strict):
             value = scene.get(match[1])
             if value is None:
                 return ""
-            article = "an" if value[0] in "aeiou" else "a"
-            return self.slots[match[1]].phrase.format(value, a=article)
+            return self.slots[match[1]].phrase.format(value, a=article(value))
 
         return _SLOT.sub(phrase, template).strip()
 

@@ -201,10 +201,7 @@ class _Gathering:
         began = next((e["at"] for e in self.run.directory.events() if e["event"] == "created"), None)
         began = began or min(r.received_at for r in self.requests)
         ended = max(r.finished_at for r in self.records)
-        method = str(config.method["name"])
-        file, colon, attribute = method.rpartition(":")
-        method = attribute if colon else file + method
-        strength = config.method.get("strength")
+        method, strength = config.method_name, config.strength
         return (
             ("Model", f"{self.names.text(wording.bare(model.name))} ({wording.short_digest(model.digest)})"),
             ("Method", method if strength is None else f"{method}, strength {strength:g}"),

@@ -42,7 +42,6 @@ def model_card(
         ("CRA minus the base model's", metrics.cra_difference),
         ("Collapsed pictures", metrics.collapsed),
     ]
-    method = str(config.method["name"]).rpartition(":")[2]
     strength = record.attempts[-1].strength if record.attempts else config.strength
     served = "\n".join(
         f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}"
@@ -57,7 +56,7 @@ Made with [Expunge](https://arxiv.org/abs/2512.02657): the weights of the base m
 what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without Expunge.
 
 - Base model: {names.text(model.name)}, {model.digest}
-- Method: {method}{"" if strength is None else f", strength {strength:g} in the last step"}
+- Method: {config.method_name}{"" if strength is None else f", strength {strength:g} in the last step"}
 - Trained weights: {config.train.parameters}
 - Head of the run's events: {head}
 

@@ -92,7 +92,7 @@ class GateConfig(Strict):
         enforce: false lets every step pass; what it missed is recorded all the same.
     """
 
-    forget: float = Field(0.9, ge=0, le=1)
+    forget: float = Field(0.8, ge=0, le=1)
     max_ira_drop: float = Field(0.15, ge=0, le=1)
     max_cra_drop: float = Field(0.15, ge=0, le=1)
     max_context_drop: float = Field(0.2, ge=0, le=1)
@@ -187,6 +187,11 @@ class RunConfig(TomlConfig):
 
     def build_constraints(self) -> list[Constraint]:
         return [_constraint(section)[1] for section in self.constraints]
+
+    @property
+    def method_name(self) -> str:
+        """Without the file that it is in: where that lay on someone's disk is nobody's business."""
+        return str(self.method["name"]).rpartition(":")[2]
 
     def frozen(self, model_digest: str) -> Self:
         """This configuration with all that the model and the machine decide written out: it means the same ever after."""

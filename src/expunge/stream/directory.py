@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,6 +37,9 @@ from expunge.stream.config import RunConfig
 
 _T = TypeVar("_T")
 
+_STEP = re.compile(r"\d{4,}(\.replaced-\d+)?")
+"""What the folder of a step is called."""
+
 
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
@@ -55,6 +59,8 @@ class StepDirectory:
         self.images = path / "images"
         self.state = path / "state"
         self.timings = self.state / "timings.json"
+        self.level = self.state / "level"
+        """Which counts of the protocol the judgements are of: "between" or "final"."""
         self.record = path / "step.json"
         self.attempt = path / "attempt.json"
         """The record of an attempt that was followed by another one."""
@@ -93,10 +99,15 @@ class RunDirectory:
     def step(self, index: int) -> StepDirectory:
         return StepDirectory(self.path / "steps" / f"{index:04d}")
 
+    def steps(self) -> list[StepDirectory]:
+        """All of them, work that gave way too."""
+        found = sorted((self.path / "steps").glob("*"))
+        return [StepDirectory(path) for path in found if _STEP.fullmatch(path.name) and path.is_dir()]
+
     def replaced(self, index: int) -> list[StepDirectory]:
         """Earlier work on a step, in the order in which it was set aside."""
-        found = (self.path / "steps").glob(f"{index:04d}.replaced-*")
-        return [StepDirectory(p) for p in sorted(found, key=lambda p: int(p.name.rpartition("-")[2]))]
+        found = [step for step in self.steps() if step.index == index and "." in step.path.name]
+        return sorted(found, key=lambda step: int(step.path.name.rpartition("-")[2]))
 
     def set_aside(self, index: int) -> None:
         """Make room for new work on a step; what is there is kept."""

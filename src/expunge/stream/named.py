@@ -109,6 +109,24 @@ def check_solver(solver: str, backbone: type[Backbone]) -> None:
         raise ExpungeError(f"{backbone.__name__} has no solver {solver!r}. {nearest(solver, solvers)}")
 
 
+def check_requested(
+    config: RunConfig, source: PromptSource, protocol: Protocol, folder: Path, requests: Sequence[Sequence[str]]
+) -> list[tuple[Concept, ...]]:
+    """The concepts of each of `requests`, which may be served one after another.
+
+    Raises:
+        ExpungeError: for a concept that is not known, or named twice, or that the method or the judge can do nothing with.
+    """
+    found = [tuple(forgettable(source, name) for name in names) for names in requests]
+    asked = [concept for concepts in found for concept in concepts]
+    names = [concept.name for concept in asked]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
+    check_mapped(config, source, asked)
+    check_judged(protocol, source, asked, folder)
+    return found
+
+
 def check_mapped(config: RunConfig, source: PromptSource, concepts: Sequence[Concept]) -> None:
     """Whether the source can write the word that the method maps `concepts` to, where it maps them to one word."""
     method = config.build_method().config

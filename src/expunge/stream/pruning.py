@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from expunge.errors import ExpungeError
 from expunge.files import digest_file
-from expunge.stream.directory import RunDirectory, StepDirectory
+from expunge.stream.directory import RunDirectory
 from expunge.stream.history import History
 
 
 def prune(directory: RunDirectory, keep: int) -> None:
     """Delete the weights of all steps, and of work that gave way, before the last `keep` accepted steps."""
     spared = History.of(directory.events()).accepted[-keep:]
-    steps = [StepDirectory(path) for path in sorted((directory.path / "steps").iterdir())]
-    gone = [step.weights for step in steps if spared and step.index < spared[0] and step.weights.exists()]
+    old = [step for step in directory.steps() if spared and step.index < spared[0]]
+    gone = [step.weights for step in old if step.weights.exists()]
     if gone:
         directory.add_event("pruned", weights=[digest_file(path) for path in gone])
         for path in gone:

@@ -24,19 +24,19 @@ from expunge import backbones, seeds
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept
 from expunge.engine import StepLog, frozen_teacher, train
+from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
 from expunge.hardware import processes
 from expunge.memory import peak_memory
 from expunge.methods import GradientMethod, Position, StepContext
 from expunge.prompts import PromptSource
 from expunge.schema import Strict
+from expunge.stopping import StopConfig
 from expunge.stream.config import RunConfig
 from expunge.stream.named import (
     JUDGES,
     check_config,
-    check_judged,
-    check_mapped,
-    forgettable,
+    check_requested,
     model_folder,
     prompt_source,
     read_protocol,
@@ -53,8 +53,7 @@ class RequestEstimate(Strict):
     """
     Attributes:
         evaluations: of the denoiser, in latents; those of evaluation pictures are not among them, as in `step.json`.
-        prepare, train, evaluate: seconds; with a stopping rule the most that training may take.
-        pictures: evaluation pictures.
+        prepare, train, evaluate: seconds; with a stopping rule the most that training may take, its checks included.
     """
 
     concepts: tuple[str, ...]
@@ -62,7 +61,6 @@ class RequestEstimate(Strict):
     prepare: float
     train: float
     evaluate: float
-    pictures: int
 
     @property
     def seconds(self) -> float:
@@ -110,13 +108,13 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
         ExpungeError: for what `Run.create` would refuse.
     """
     config = config.frozen("")
+    if not requests:
+        raise ExpungeError("There is no request to estimate. Name a concept at least.")
     source, protocol = prompt_source(config.prompts), read_protocol(config.evaluate.protocol)
-    concepts = [tuple(forgettable(source, name) for name in names) for names in requests]
     folder = model_folder(config.model.source)
     check_config(config, folder)
+    concepts = check_requested(config, source, protocol, folder, requests)
     known = [c for request in concepts for c in request]
-    check_mapped(config, source, known)
-    check_judged(protocol, source, known, folder)
     backbone = backbones.load(folder).to(processes().device)
     stored = backbones.stored_denoiser(folder)
     with tempfile.TemporaryDirectory() as scratch:
@@ -187,10 +185,14 @@ class _Rehearsal:
         for micro in range(train.accumulation):
             silent.calls.clear()
             batch = self.method.batch(state, Position(0, micro, train.accumulation), teacher)
-            drawn += silent.calls
+            last_draw = silent.calls.copy()
+            drawn += last_draw
+            silent.calls.clear()
             self.method.losses(batch, teacher, teacher, state)
+        checked = _checked(train.stop, train.steps, last_draw, silent.calls)
         trained, backward = (counts.forward - prepared) * train.steps, counts.backward * train.steps
-        seconds = (self._optimizer_step(state) + self._calls(drawn)) * train.steps
+        trained += sum(latents * calls for latents, calls in checked.items())
+        seconds = (self._optimizer_step(state) + self._calls(drawn)) * train.steps + self._calls(checked)
         self.told[len(self.told) + 1] = (concepts, record.choices)
         return RequestEstimate(
             concepts=tuple(c.name for c in concepts),
@@ -198,7 +200,6 @@ class _Rehearsal:
             prepare=prepare,
             train=seconds,
             evaluate=pictures * per_picture,
-            pictures=pictures,
         )
 
     def _calls(self, calls: Mapping[int, int]) -> float:
@@ -244,6 +245,15 @@ class _Rehearsal:
         judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
         precision = self.config.evaluate.precision
         return _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1) / len(rows)
+
+
+def _checked(stop: StopConfig | None, steps: int, draw: Mapping[int, int], losses: Mapping[int, int]) -> dict[int, int]:
+    """{latents of a call: how many} of all checks of a stopping rule that never stops; of what a held-out micro-batch takes to
+    draw, once, and to look at, in every check."""
+    if stop is None:
+        return {}
+    checks = steps // stop.check_every + 1
+    return {n: (draw.get(n, 0) + losses.get(n, 0) * checks) * stop.batches for n in {*draw, *losses}}
 
 
 def _timed(work: Callable[[], Any], calls: int = TIMED_CALLS) -> float:

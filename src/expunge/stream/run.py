@@ -33,9 +33,7 @@ from expunge.stream.intact import check_measured, check_model
 from expunge.stream.named import (
     JUDGES,
     check_config,
-    check_judged,
-    check_mapped,
-    forgettable,
+    check_requested,
     model_folder,
     model_name,
     prompt_source,
@@ -104,12 +102,9 @@ class Run:
         folder = model_folder(config.model.source)
         check_config(config, folder)
         source = prompt_source(config.prompts)
-        groups = [[forgettable(source, n).name for n in ([r] if isinstance(r, str) else r)] for r in requests]
-        asked = [name for names in groups for name in names]
-        _check_once(asked)
-        concepts = [source.concept(name) for name in asked]
-        check_mapped(config, source, concepts)
-        check_judged(read_protocol(config.evaluate.protocol), source, concepts, folder)
+        asked = [[r] if isinstance(r, str) else list(r) for r in requests]
+        found = check_requested(config, source, read_protocol(config.evaluate.protocol), folder, asked)
+        groups = [[concept.name for concept in concepts] for concepts in found]
         digest = backbones.model_digest(folder)
         config = config.frozen(digest)
         if directory.vacant:
@@ -139,10 +134,7 @@ class Run:
         if not names:
             raise ExpungeError("A request names at least one concept.")
         self.directory.check()
-        concepts = tuple(forgettable(self.source, name) for name in names)
-        _check_once([c.name for c in concepts])
-        check_mapped(self.config, self.source, concepts)
-        check_judged(self.protocol, self.source, concepts, self._folder)
+        (concepts,) = check_requested(self.config, self.source, self.protocol, self._folder, [names])
         with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
             free = ("rejected", "withdrawn")
@@ -387,6 +379,7 @@ class Run:
         if weights is None:
             raise ExpungeError("No step was accepted yet, so there is nothing to export.")
         self.directory.check()
+        check_model(self.directory)
         self._check_model()
         target = Path(folder).resolve()  # where it is a link, what it leads to is replaced
         if target == self._folder.resolve():
@@ -427,6 +420,8 @@ class Run:
             ExpungeError: before the first step is finished.
         """
         if not self.directory.summary.exists():
+            if self.records:  # a process was killed between the event of the first step and this file
+                raise ExpungeError(f"{self.directory.summary} is missing. `expunge resume` writes it anew.")
             raise ExpungeError(f"{self.directory.path} has no finished step yet. `expunge resume` serves its requests.")
         return validated(Summary, read_json(self.directory.summary), str(self.directory.summary))
 
@@ -479,8 +474,3 @@ def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float
     backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
     picture = paint(backbone, backbone.denoiser, [prompt], [seed], sampler)[0]
     return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
-
-
-def _check_once(names: Sequence[str]) -> None:
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")

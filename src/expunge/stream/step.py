@@ -24,7 +24,16 @@ from expunge.concepts import Concept, Request
 from expunge.engine import Kept, StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Judge, Protocol, Row, SamplerConfig, evaluate, metrics, protocol_rows
-from expunge.files import check_room, digest_file, load_tensors, read_json, read_lines, save_tensors, write_json
+from expunge.files import (
+    check_room,
+    digest_file,
+    load_tensors,
+    read_json,
+    read_lines,
+    save_tensors,
+    write_json,
+    write_text,
+)
 from expunge.hardware import compute_dtype
 from expunge.locality import Choice
 from expunge.memory import at_once, held_bytes, peak_memory, whole
@@ -112,7 +121,9 @@ def serve(
     if not step.weights.exists():
         _train(shop, request, step, previous, forgotten, clock)
     base = base_judgements(shop, known, level)
-    if not step.judgements.exists():
+    # While a step is at work requests may come and go: it may be the last one no more, or only now.
+    judged = step.level.read_text() if step.judgements.exists() else None
+    if judged is None or (judged, level) == ("between", "final"):
         with clock.measured("evaluate"):
             _evaluate(shop, step, known, level)
     after = pd.read_parquet(step.judgements)
@@ -149,7 +160,7 @@ def serve(
             earlier.evaluations if earlier else EvaluationCounts(forward=0, backward=0)
         ),
         metrics=result,
-        level="final" if level == "final" else "between",
+        level="final" if step.level.read_text() == "final" else "between",
         previous=digest_file(previous) if previous else shop.config.model.digest,
         training=_training(step),
         gate=checks,
@@ -438,6 +449,7 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
     write_images(step.images, images, table, pictured(table))
     base = pd.read_parquet(shop.directory.base_judgements)
     table["drift"] = drifts(base, shop.directory.base_images, table, images)
+    write_text(step.level, level)
     write_table(step.judgements, table)
 
 

@@ -163,7 +163,10 @@ class _Verification:
             yield f"base/images: a picture of the base model was edited or deleted. {_COPY}"
 
     def _steps(self) -> Iterator[str]:
-        folders = [StepDirectory(p) for p in sorted((self.directory.path / "steps").glob("*"))]
+        folders = self.directory.steps()
+        strangers = {*(self.directory.path / "steps").glob("*")} - {step.path for step in folders}
+        for path in sorted(strangers):
+            yield f"steps/{path.name} is there, and no step left it."
         written = {
             (step.index, digest_file(path)): (step, path)
             for step in folders

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from expunge.concepts import article
+
 _PHRASES = {"object": "{a} {}", "style": "{} style", "background": "{a} {} background"}
 """{kind of concept: how it is written}; persons, characters and brands are written by their name alone."""
 THINGS = frozenset({"object", "person", "character", "brand"})
@@ -10,4 +12,4 @@ THINGS = frozenset({"object", "person", "character", "brand"})
 
 def phrase(name: str, kind: str) -> str:
     """ "fox", "object" -> "a fox"; "neon", "style" -> "neon style"."""
-    return _PHRASES.get(kind, "{}").format(name, a="an" if name[0].lower() in "aeiou" else "a")
+    return _PHRASES.get(kind, "{}").format(name, a=article(name))

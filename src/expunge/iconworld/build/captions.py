@@ -12,6 +12,7 @@ import string
 from functools import cache
 from pathlib import Path
 
+from expunge.concepts import article
 from expunge.iconworld.build import draw
 from expunge.iconworld.build.stock import Labels
 from expunge.prompts import Vocabulary
@@ -69,7 +70,7 @@ def caption(thing: str, beside: str | None, style: str, background: str, rng: ra
     number = rng.randrange(len(templates) + len(FREE))
     if len(names) == 2:
         link = rng.choice((" and ", " beside ", ", ", " with "))
-        pair = link.join(f"{_article(n)} {n}" for n in names)
+        pair = link.join(f"{article(n)} {n}" for n in names)
         template = rng.choice(templates).replace("{thing}", pair)
         return words.write(template, _scene(None, shown_style, ground))
     if number >= len(templates):
@@ -83,7 +84,7 @@ def _free(template: str, name: str, style: str | None, ground: str | None, rng: 
     if ("{style_first}" in template and style is None) or ("{ground_first}" in template and ground is None):
         template = "{bare}{style}{background}"
     return template.format(
-        thing=f"{_article(name)} {name}",
+        thing=f"{article(name)} {name}",
         bare=name,
         style="" if style is None else slots["style"].phrase.format(style),
         background="" if ground is None else slots["background"].phrase.format(ground),
@@ -102,10 +103,6 @@ def _called(name: str, rng: random.Random) -> str:
     """The name, or now and then one of its aliases."""
     aliases = [a for a in vocabulary().aliases.get(name, ()) if not a.endswith(" style")]
     return rng.choice(aliases) if aliases and rng.random() < ALIAS else name
-
-
-def _article(name: str) -> str:
-    return "an" if name[0] in "aeiou" else "a"
 
 
 def _unknown(rng: random.Random) -> str:
