@@ -31,18 +31,24 @@ class Draws:
 
 @dataclass(frozen=True)
 class Choice:
-    """A forget prompt with the mapping prompts chosen for it, and, where score distance chose, its candidates' distances."""
+    """A forget prompt with the mapping prompts chosen for it, and, where score distance chose, its candidates' distances.
+
+    Attributes:
+        id: the prompt source's, of which each concept may have the same ones.
+        concept: name of what the forget prompt shows.
+    """
 
     id: str
     forget: str
     mapping: tuple[Candidate, ...]
     distances: tuple[float, ...] = ()
+    concept: str = ""
 
     @classmethod
     def read(cls, kept: Mapping[str, Any]) -> Self:
         """As `dataclasses.asdict` wrote it."""
         mapping = tuple(Candidate(**candidate) for candidate in kept["mapping"])
-        return cls(kept["id"], kept["forget"], mapping, tuple(kept["distances"]))
+        return cls(kept["id"], kept["forget"], mapping, tuple(kept["distances"]), kept["concept"])
 
 
 def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) -> Draws:

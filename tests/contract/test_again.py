@@ -67,7 +67,7 @@ def test_points_come_with_the_prompts_and_targets_that_they_were_painted_for(
     state, record = prepared(fox, again_prompts=4)
     points, term = _points(state), state.terms["again"]
     forget = [c["forget"] for c in record.choices["again"]]
-    assert [f"{c['id'].split('/')[0]}" for c in record.choices["again"]] == ["apple"] * 2 + ["dog"] * 2
+    assert [c["concept"] for c in record.choices["again"]] == ["apple"] * 2 + ["dog"] * 2
     expected = backbone.encode([*forget[:2], *forget[:2], *forget[2:], *forget[2:]]).tensors["encoder_hidden_states"]
     told = term.prompts[torch.arange(len(term.prompts))].tensors["encoder_hidden_states"]
     torch.testing.assert_close(told, expected)
@@ -83,8 +83,16 @@ def test_a_pair_whose_replacement_was_forgotten_since_is_left_out(backbone: Back
     choices = [_choice(i, "dog" if i < 3 else "car") for i in range(4)]
     step = Earlier(1, earlier("apple").concepts, {}, choices)
     used = prepared(backbone_step(backbone, "dog", (step,), seed=2), again_prompts=4)[1].choices
-    assert [c["id"] for c in used["again"]] == ["apple/3"]
+    assert [c["id"] for c in used["again"]] == ["3"]
     assert used["renewed"] == {}
+
+
+def test_what_a_pair_is_called_says_nothing_about_its_concept(backbone: Backbone) -> None:
+    """Prompt sources give ids as they like, and names may hold a stroke: neither makes one concept of two."""
+    choices = [dataclasses.replace(_choice(i, "car"), id=f"dog/{i}") for i in range(2)]
+    step = Earlier(1, earlier("apple").concepts, {}, choices)
+    used = prepared(backbone_step(backbone, "fox", (step,), seed=2), again_prompts=2)[1].choices
+    assert [(c["concept"], c["id"]) for c in used["again"]] == [("apple", "dog/0"), ("apple", "dog/1")]
 
 
 def test_a_concept_without_any_pair_left_is_given_new_ones(backbone: Backbone) -> None:
@@ -118,4 +126,4 @@ def _points(state: State) -> Trajectories:
 
 def _choice(number: int, replacement: str) -> Choice:
     mapping = (Candidate(f"a photo of a {replacement}", replacement),)
-    return Choice(f"apple/{number}", "a photo of an apple", mapping)
+    return Choice(str(number), "a photo of an apple", mapping, concept="apple")

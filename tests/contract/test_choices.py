@@ -160,7 +160,7 @@ def test_earlier_concepts_are_steered_again_to_what_is_still_there(backbone: Bac
     before = earlier("neon"), earlier("santa", "pear")
     step = context(backbone, earlier=before)
     again = _record(backbone, step, lambda_again=1.0, again_prompts=7).choices["again"]
-    assert Counter(c["id"].split("/")[0] for c in again) == {"neon": 2, "santa": 2, "pear": 2}
+    assert Counter(c["concept"] for c in again) == {"neon": 2, "santa": 2, "pear": 2}
     gone = (*step.concepts, *step.forgotten, Concept(name="cat"))
     for choice in again:
         assert any(mentions(choice["forget"], c) for c in step.forgotten)
@@ -169,7 +169,7 @@ def test_earlier_concepts_are_steered_again_to_what_is_still_there(backbone: Bac
         _record(backbone, dataclasses.replace(step, seed=seed), lambda_again=1.0, again_prompts=1) for seed in range(9)
     ]
     assert {len(record.choices["again"]) for record in one} == {1}  # more concepts than prompts: they take turns
-    assert len({record.choices["again"][0]["id"].split("/")[0] for record in one}) > 1
+    assert len({record.choices["again"][0]["concept"] for record in one}) > 1
     assert _record(backbone, step).choices["again"] == []
     assert _record(backbone, context(backbone, earlier=()), lambda_again=1.0).choices["again"] == []
 

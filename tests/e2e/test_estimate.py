@@ -50,7 +50,7 @@ def test_other_settings_cost_otherwise(estimated: Estimate) -> None:
 
 def test_with_a_stopping_rule_it_is_the_most_that_a_request_takes(tmp_path: Path) -> None:
     rule = [
-        *("train.stop.check_every=2", "train.stop.batches=3", "train.stop.target=0.0", "train.stop.tolerance=0.0"),
+        "train.stop={check_every = 2, batches = 3, target = 0.0, tolerance = 0.0}",
         *('replay.source="bank"', 'method.along="forget"', "method.warm_start=false"),
     ]
     changes = changes_of([*SETTINGS, *rule])

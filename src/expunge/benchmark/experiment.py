@@ -32,7 +32,7 @@ from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol
 from expunge.schema import Strict, read_toml
 from expunge.stream import PRESETS, Run
-from expunge.stream.step import ProgressCallback
+from expunge.stream.workshop import ProgressCallback
 
 OPEN_GATE = {
     "enforce": False,

@@ -63,7 +63,7 @@ def _choices(
     choices: list[Choice] = []
     renewed: dict[str, list[Choice]] = {}
     for concept in step.concepts:
-        own = [c for c in step.choices if c.id.startswith(f"{concept.name}/")]
+        own = [c for c in step.choices if c.concept == concept.name]
         if not _usable(own, concept, context):
             own = renewed[concept.name] = pairs(config, context, [concept], config.forget_prompts)[1]
         choices += own
@@ -75,5 +75,5 @@ def _usable(choices: Sequence[Choice], concept: Concept, context: StepContext) -
     return [
         place
         for place, choice in enumerate(choices)
-        if choice.id.startswith(f"{concept.name}/") and not any(leak(context, m.prompt) for m in choice.mapping)
+        if choice.concept == concept.name and not any(leak(context, m.prompt) for m in choice.mapping)
     ]

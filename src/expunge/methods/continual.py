@@ -121,5 +121,5 @@ class Continual(Resteering):
         concepts: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
         for choice in choices:
             targets = tuple(target.prompt for target in choice.mapping)
-            concepts.setdefault(choice.id.rpartition("/")[0], []).append((choice.forget, targets))
+            concepts.setdefault(choice.concept, []).append((choice.forget, targets))
         return warm_start(config.warm_start, context.backbone, parts, concepts, config.strength), kept

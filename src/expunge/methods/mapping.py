@@ -98,7 +98,7 @@ def pairs(
                 raise ExpungeError(
                     f"The forget prompt {choice.forget!r} (id {choice.id}) does not speak of {concept.name!r}."
                 )
-        choices += [replace(c, id=f"{concept.name}/{c.id}") for c in chosen]
+        choices += [replace(choice, concept=concept.name) for choice in chosen]
     check_leaks(context, "mapping", [m.prompt for c in choices for m in c.mapping])
     return near, choices
 

@@ -330,8 +330,8 @@ def record_of(
     """
     return Record(
         prompts={
-            "forget": [{"id": c.id, "prompt": c.forget} for c in choices for _ in c.mapping],
-            "mapping": [{"id": c.id, "prompt": m.prompt} for c in choices for m in c.mapping],
+            "forget": [{"id": f"{c.concept}/{c.id}", "prompt": c.forget} for c in choices for _ in c.mapping],
+            "mapping": [{"id": f"{c.concept}/{c.id}", "prompt": m.prompt} for c in choices for m in c.mapping],
             "retain": list(retain),
             **({"kept": list(kept)} if kept else {}),
         },

@@ -41,8 +41,8 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
-from expunge.stream.step import earlier_steps
 from expunge.stream.summary import EvaluationCounts
+from expunge.stream.training import earlier_steps
 
 TIMED_STEPS = 3
 TIMED_CALLS = 3

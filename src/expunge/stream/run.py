@@ -40,9 +40,11 @@ from expunge.stream.named import (
     read_protocol,
 )
 from expunge.stream.pruning import check_kept, prune
-from expunge.stream.step import Cost, Progress, ProgressCallback, Workshop, serve, train_alone, train_along
+from expunge.stream.step import serve
 from expunge.stream.summary import ModelSummary, StepRecord, Summary, read_record, summarise
 from expunge.stream.team import Team
+from expunge.stream.training import Cost, train_alone, train_along
+from expunge.stream.workshop import Progress, ProgressCallback, Workshop
 
 
 class Run:
