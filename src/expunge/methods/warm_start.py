@@ -11,9 +11,10 @@ multipliers are turned up or down until of every concept's way just so much is l
 
     E < W e(p) - W* e(q), W* e(p) - W* e(q) >  =  remaining  E || W* e(p) - W* e(q) ||^2.
 
-One multiplier for all would not do: a background moves its tokens a twentieth as far as a style does, and comes back where a
-style is long gone. The means go over all tokens. Cross-attention does not see their order, so the tokens of q may change
-places, and they take the order in which least has to move (`paired`). Of several mapping prompts the mean is aimed at.
+One multiplier for all would not do: a background's tokens have far less of a way to go than a style's (docs/method.md), and a
+background comes back where a style is long gone. The means go over all tokens. Cross-attention does not see their order, so
+the tokens of q may change places, and they take the order in which least has to move (`paired`). Of several mapping prompts
+the mean is aimed at.
 
 No denoiser is evaluated for it, so that many more prompts can be kept than replay could paint. Training then begins at W_k,
 and a few steps do what many did.
