@@ -44,19 +44,21 @@ class TrainConfig(Strict):
 
     Attributes:
         engine: "fast", or "reference": the published loop at its own cost, with the settings that this takes
-            (expunge/reference.py). Same losses; a baseline to measure against.
+            (docs/performance.md). Same losses; a baseline to measure against.
         parameters: what is trained: full, cross-attention, cross-attention-kv, or lora (adapters, merged at the end).
         lora: the adapters, where `parameters` is lora.
         precision: fp32, bf16 or fp16 arithmetic (parameters and optimizer stay in fp32; fp16 needs a GPU), or auto, which is
             settled when a run is made.
         steps: optimizer steps per request, or the most of them where there is a rule to stop. Source: 250 to 350 by concept.
-        stop: when training may stop before that; None for never.
+        stop: when training may stop before that; left out, never.
         batch_size: rows of each role (forget, retain) per micro-batch and process. Source: 18 on each of 3 processes.
         accumulation: micro-batches per optimizer step. Source: 2.
         learning_rate: AdamW's, after warm-up. Source: 5e-5.
         schedule: constant after warm-up (as published), or a cosine that falls to 0 at `steps`.
         warmup_steps: optimizer steps over which the learning rate rises linearly. Source: 30 calls of a scheduler that is
             called once per process, 10 optimizer steps on 3 processes.
+        betas: AdamW's decay rates of the mean gradient and of its square.
+        epsilon: AdamW's, which is added to the root of the mean square.
         weight_decay: AdamW's, towards zero. Source: 1e-2, which works against the L2 term; 0 here.
         max_grad_norm: clipping threshold of the global gradient norm. Source: 1.0.
         checkpoint_steps: optimizer steps between checkpoints.

@@ -33,7 +33,8 @@ class ReplayConfig(Strict):
             or "trajectory" (every point of the teacher's way is a row, with the teacher's predictions kept beside it).
         steps: solver steps per latent, without guidance. Source: arXiv 2512.02657, ECCV version: 20 DDIM steps.
         solver: the backbone's solver; "published" is the family's deterministic one of the published code (DDIM, Euler).
-        forget_latents, retain_latents: latents of each forget prompt and of each retain prompt in the bank.
+        forget_latents: latents of each forget prompt in the bank, or its trajectories.
+        retain_latents: the same of each retain prompt.
         batch_size: latents sampled at once for the bank, and predictions made at once when prompts are scored.
     """
 

@@ -110,6 +110,15 @@ def test_another_call_does_not_take_a_run_for_its_own(tmp_path: Path) -> None:
     assert state(tmp_path / "run") == before
 
 
+def test_a_configuration_written_by_hand_is_told_to_be_a_preset(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.toml").write_text(package.stream.preset("lacu-iconworld").to_toml())
+    before = state(tmp_path / "run")
+    with pytest.raises(package.ExpungeError, match="--preset FILE.toml"):
+        make(tmp_path / "run", "panda")
+    assert state(tmp_path / "run") == before
+
+
 def test_what_a_killed_process_had_half_written_is_swept_away(finished_run: Path, tmp_path: Path) -> None:
     run = shutil.copytree(finished_run, tmp_path / "run")
     before = state(run)

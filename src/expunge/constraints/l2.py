@@ -26,9 +26,10 @@ SHARES = {"previous": {"previous": 1.0}, "base": {"base": 1.0}, "both": {"previo
 
 
 class L2Config(ConstraintConfig):
-    """
+    """L2 regularization (docs/method.md).
+
     Attributes:
-        weight: lambda.
+        weight: lambda, the factor of the penalty.
         toward: "previous" (M(k-1), as published), "base" (M(0), which bounds drift over a whole stream) or "both", half of
             each. For other shares name the constraint twice.
     """

@@ -58,7 +58,7 @@ class ContinualConfig(ResteeringConfig, RetainConfig):
         again_prompts: forget prompts of all earlier concepts together, equally many for each. Where there are more concepts
             than prompts, every step draws which of them have their turn.
         warm_start: false, as published: training begins at M(k-1); or a table: it begins at a closed-form solution for keys
-            and values (expunge/methods/warm_start.py).
+            and values (docs/method.md).
     """
 
     strength: float = Field(1.0, gt=0, le=1000)

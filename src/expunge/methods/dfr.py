@@ -20,7 +20,7 @@ from expunge.methods.retain import Share
 
 
 class DfrConfig(ContinualConfig):
-    """Defaults are the published ones for SD1.5.
+    """The first version of the same, "Distill, Forget, Repeat". Defaults are the published ones for SD1.5.
 
     Source: train.sh of the reference code's first version: lambda_unlearn 1, lambda_preserve 10, t_max 700, 100 forget
     prompts with at least 5 different replacements, 10 prompts for each of 10 related concepts and 50 unrelated ones.

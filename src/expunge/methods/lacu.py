@@ -19,7 +19,7 @@ from expunge.methods.resteering import Time, Weight
 
 
 class LacuConfig(ContinualConfig):
-    """Defaults are the published ones for SD1.5.
+    """Locality-aware continual unlearning (docs/method.md). Defaults are the published ones for SD1.5.
 
     Source: train.sh of the reference code: lambda_unlearn 5 to 7 by concept, lambda_preserve 25, t_max 600, 10 candidates
     scored on 32 draws, the 10 nearest neighbours on 16 draws, 100 forget and 100 retain prompts.

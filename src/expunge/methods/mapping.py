@@ -39,14 +39,14 @@ Neighbours = dict[str, float | None]
 class MappingConfig(MethodConfig):
     """
     Attributes:
-        mapping: how mapping prompts are chosen (see above).
-        mapping_target: for "fixed", the word that takes the place of a concept of each kind: {"object": "dog"}.
+        mapping: how mapping prompts are chosen (docs/method.md).
+        mapping_target: for "fixed", the word that takes the place of a concept of each kind: `{object = "dog"}`.
         mapping_targets: targets of each forget prompt, one of which is drawn for every row.
         mapping_candidates: replacements that compete for each forget prompt, or are dealt in turn.
         mapping_draws: noisy latents shared by all candidates of a choice by score distance.
         forget_prompts: forget prompts per concept.
         scoring: "all": every candidate is scored on all draws, as published; "halving": by successive halving, with a
-            fraction of the evaluations (expunge/locality.py).
+            fraction of the evaluations (docs/method.md).
         neighbours: who says which concepts are near: the model ("score", by score distance) or the prompt source ("source").
         retain_draws: noisy latents shared in ranking them. The name is LACU's, whose neighbours are also what it retains.
     """

@@ -21,7 +21,8 @@ from expunge.methods.resteering import Plan, Resteering, ResteeringConfig, Time,
 
 
 class NaiveConfig(ResteeringConfig):
-    """Defaults are those of LACU, so that a comparison with it shows what replay and regularization do."""
+    """A one-shot erasure, again for every request: the control. Defaults are those of LACU, so that a comparison with it
+    shows what replay and regularization do."""
 
     lambda_unlearn: float = Field(5.0, gt=0)
     t_max: Time = 600

@@ -66,7 +66,8 @@ class ResteeringConfig(MappingConfig):
         lambda_unlearn: weight of the re-steering loss.
         along: whose pictures re-steering sees: "forget", latents painted for the forget prompts, as published; or "both", as
             many painted for their mapping prompts beside them: the way that a student takes which has learned its lesson.
-        t_min, t_max: training indices between which re-steering acts, both inclusive.
+        t_min: least training index (0 the cleanest, 999 the noisiest) at which re-steering acts.
+        t_max: greatest such index.
     """
 
     teacher: TeacherName = "previous"

@@ -26,7 +26,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class RetainConfig(MethodConfig):
     """
     Attributes:
-        retain: "local", "global" or "mixed" (see above).
+        retain: "local", "global" or "mixed": neighbours, everything else, or some of both.
         local_share: share of the retain prompts that is local where `retain` is "mixed".
         retain_concepts: neighbours that are replayed.
         retain_prompts: retain prompts per concept.

@@ -60,7 +60,8 @@ class WarmStartConfig(Strict):
     Attributes:
         remaining: what is left at most of the way from a forget prompt's keys and values to its mapping prompt's. `strength`
             divides it.
-        ridge: rho, in units of the mean eigenvalue of the matrix that it is added to.
+        ridge: rho, how strongly keys and values are held where they were, in units of the mean eigenvalue of the matrix that
+            it is added to.
         retain_prompts: retain prompts of each concept that the solution keeps, those that are replayed among them.
     """
 

@@ -26,7 +26,8 @@ _SYSTEM = "You write prompts for text-to-image models. Answer with one JSON obje
 
 
 class LlmConfig(Strict):
-    """The API key is read from the environment (OPENAI_API_KEY) and never written; a server of your own needs none.
+    """Prompts that a language model writes. The API key is read from the environment (OPENAI_API_KEY) and never written; a
+    server of your own needs none.
 
     Attributes:
         model: the model's name, as the server calls it.
@@ -35,7 +36,7 @@ class LlmConfig(Strict):
         concepts: a file of kinds, aliases and confusables, or "" for none.
         evaluation_prompts: prompts for each concept that are kept for measuring and never trained on.
         attempts: most requests for one question, whatever they failed at, before the run stops.
-        timeout_seconds: how long one answer may take.
+        timeout_seconds: how many seconds one answer may take.
     """
 
     source: Literal["llm"] = "llm"

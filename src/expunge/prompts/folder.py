@@ -38,7 +38,12 @@ _NAMED = 8
 
 
 class FolderConfig(Strict):
-    """`folder`: where the prompts lie. `concepts`: a file of kinds, aliases and confusables, or "" for none."""
+    """Prompts from a folder in the format that LACU was published with.
+
+    Attributes:
+        folder: where the prompts lie.
+        concepts: a file of kinds, aliases and confusables, or "" for none.
+    """
 
     source: Literal["folder"] = "folder"
     folder: str

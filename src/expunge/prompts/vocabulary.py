@@ -29,7 +29,11 @@ _SLOT = re.compile(r"\{(\w+)\}")
 
 
 class VocabularyConfig(Strict):
-    """`vocabulary`: a vocabulary file, or "iconworld" for the built-in one."""
+    """Prompts from templates and a vocabulary.
+
+    Attributes:
+        vocabulary: a vocabulary file, or "iconworld" for the built-in one.
+    """
 
     source: Literal["vocabulary"] = "vocabulary"
     vocabulary: str = "iconworld"

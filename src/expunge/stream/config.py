@@ -44,7 +44,11 @@ class TomlConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """`source`: a built-in name, a folder or a hub id. `digest` is filled in when the run is made, and checked ever after."""
+    """
+    Attributes:
+        source: a built-in name, a folder or a hub id.
+        digest: of the model's files; filled in when the run is made, and checked ever after.
+    """
 
     source: str = "iconworld"
     digest: str = ""
@@ -83,8 +87,9 @@ class GateConfig(Strict):
 
     Attributes:
         forget: least unlearning accuracy, for every concept forgotten so far.
-        max_ira_drop, max_cra_drop: most that retain accuracy may lie below the base model's, at the end of the 95 % interval
-            that is worse.
+        max_ira_drop: most that IRA, the retain accuracy on neighbours, may lie below the base model's, at the end of the 95 %
+            interval that is worse.
+        max_cra_drop: the same for CRA, the retain accuracy on the rest.
         max_context_drop: most that context may lie below the base model's.
         max_collapsed: largest share of collapsed pictures, at the upper end of its interval.
         retries: how often a step that does not pass is trained anew, with another strength.
@@ -105,10 +110,20 @@ class GateConfig(Strict):
 class RunConfig(TomlConfig):
     """The whole of `run.toml`. `method` and `constraints` hold a name and the fields of what it names, all written out.
 
-    Attributes:
-        keep: weights of how many accepted steps stay on disk, the latest ones; None for all.
-
     With the engine `reference` the settings of the published loop take the place of a preset's, and are written out too.
+
+    Attributes:
+        schema: version of the format.
+        seed: what every draw of the run derives from.
+        keep: weights of how many accepted steps stay on disk, the latest ones; left out, all.
+        model: M(0), on which requests are served.
+        method: how a concept is forgotten. `name` may also be `file.py:Class`, a method of your own; left out, it is `lacu`.
+        constraints: what holds the weights near earlier ones while they are trained. The list may be empty.
+        replay: how the teacher paints what is trained on.
+        train: the optimizer, and for how long.
+        prompts: where prompts come from (docs/prompts.md); without a `source`, from a vocabulary.
+        evaluate: what is measured after every step.
+        gate: what a step must reach.
     """
 
     schema_: Literal[1] = Field(1, alias="schema")

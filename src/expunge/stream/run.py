@@ -115,6 +115,11 @@ class Run:
         with run.directory.appending():
             begun = [[c.name for c in r.concepts] for r in run.requests]
             other = run.directory.config.read_text() != config.to_toml()
+            if other and not run.directory.events():
+                raise ExpungeError(
+                    f"{run.directory.config} was not written by this call. Settings of your own are given as a preset "
+                    "(`--preset FILE.toml`), and Expunge writes run.toml; choose another folder."
+                )
             if other or any(a != b for a, b in zip(begun, groups, strict=False)):
                 raise ExpungeError(
                     f"{path} is not empty: it holds a run of other settings or requests. Choose another folder, add to that "
