@@ -15,20 +15,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+
+from expunge.schema import Result
 
 _DRAWS = 2000
 _LEVEL = 0.95
 
 
-class Value(BaseModel):
+class Value(Result):
     """A measured value with its 95 % interval and the number of pictures behind it.
 
     Attributes:
         unknown: how many of the `n` pictures the judge could not tell, and which therefore count against the model.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     value: float
     low: float
     high: float
