@@ -39,8 +39,8 @@ def status_table(run: Run) -> Table:
         names = ", ".join(c.name for c in request.concepts)
         record = records.get(request.id)
         if record is None:
-            begun = "begun" if history.at_work == int(request.id) else "open"
-            table.add_row(request.id, names, history.status.get(int(request.id), begun))
+            begun = "begun" if history.at_work == request.step else "open"
+            table.add_row(request.id, names, history.status.get(request.step, begun))
             continue
         m = record.metrics
         table.add_row(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen
 from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
+from expunge.files import digest_bytes
 from expunge.hardware import Precision, compute_dtype
 
 Images = dict[str, np.ndarray]
@@ -138,7 +138,7 @@ def _judgement(row: Row, picture: np.ndarray, answer: Answer, judge: str, whole:
         "collapsed": not whole or collapse(picture) is not None,
         **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
         **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
-        "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
+        "image": digest_bytes(picture.tobytes()),
     }
 
 

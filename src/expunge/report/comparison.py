@@ -26,7 +26,7 @@ def gather(comparison: Comparison) -> SidePage:
     names = _names(a, b)
     shelves = (("base", a.base), ("A", outcome.stages[0].shelf), ("B", outcome.stages[1].shelf))
     albums = [(name, Album(shelf.judgements, shelf.images)) for name, shelf in shelves]
-    groups = {name: (*g.held_out, *g.replayed) for name, g in a.protocol.neighbours.items()}
+    groups = {name: g.names for name, g in a.protocol.neighbours.items()}
     paired = outcome.paired
     judges = sorted({names.text(str(r["judge"])) for _, album in albums for r in album.rows.values()})
     common = albums[1][1].rows.keys() & albums[2][1].rows.keys()

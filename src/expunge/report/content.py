@@ -150,7 +150,7 @@ class _Gathering:
         try:
             protocol, source = run.protocol, run.source
             groups = protocol.neighbours
-            self.neighbours = {name: (*g.held_out, *g.replayed) for name, g in groups.items()}
+            self.neighbours = {name: g.names for name, g in groups.items()}
             others = prompted(protocol, source)
         except ExpungeError:
             # Who is a neighbour, and whether it is a person, cannot be known: none is shown, and the page says why.
@@ -221,7 +221,7 @@ class _Gathering:
             served=len(self.accepted),
             rejected=sum(r.status == "rejected" for r in self.records),
             withdrawn=sum(status == "withdrawn" for status in self.history.status.values()),
-            waiting=sum(int(r.id) not in self.history.status for r in self.requests),
+            waiting=sum(r.step not in self.history.status for r in self.requests),
             forgotten=[(self.names.label(c), self._matrix_value(c, last.index)) for c in self.turn] if last else [],
             ira=last.metrics.ira_difference if last else None,
             cra=last.metrics.cra_difference if last else None,
@@ -263,7 +263,7 @@ class _Gathering:
     def _request(self, request: Request) -> RequestSection:
         record = self.by_request.get(request.id)
         title = self._title(request)
-        index = int(request.id)
+        index = request.step
         decision = self.history.decisions.get(index)
         said = [self._decided(index, decision)] if decision else []
         if record is None:

@@ -30,7 +30,7 @@ def gather(audit: Audit) -> SidePage:
     names = Names(audit.requests, prompted(protocol, audit.source), labels)
     paired, measured = summary.against_base, summary.metrics
     albums = [(n, Album(s.judgements, s.images)) for n, s in (("base", audit.base), ("model", audit.model))]
-    groups = {name: (*g.held_out, *g.replayed) for name, g in protocol.neighbours.items()}
+    groups = {name: g.names for name, g in protocol.neighbours.items()}
     changed = wording.listed([part.replace("_", " ") for part in summary.model.changed])
     forgotten = [(names.label(c), pair.second) for c, pair in paired.concepts.items()]
     found = f"{wording.forgetting(forgotten)}; {wording.retention(measured.ira_difference, measured.cra_difference)}."

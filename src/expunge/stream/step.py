@@ -43,7 +43,7 @@ def serve(
     Returns:
         The record of the step; None where the gate asks for another attempt. The event that is written last says which.
     """
-    step = shop.directory.step(int(request.id))
+    step = shop.directory.step(request.step)
     step.state.mkdir(parents=True, exist_ok=True)
     clock = Clock(step)
     if not step.weights.exists():

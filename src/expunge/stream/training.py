@@ -44,7 +44,7 @@ class Cost:
 
 def train_alone(shop: Workshop, request: Request, previous: Path | None, forgotten: Forgotten) -> Cost:
     """The training part of `serve`, from choosing prompts to the weights file."""
-    step = shop.directory.step(int(request.id))
+    step = shop.directory.step(request.step)
     step.state.mkdir(parents=True, exist_ok=True)
     clock = Clock(step)
     held = train_step(shop, request, step, previous, forgotten, clock)
@@ -112,7 +112,7 @@ def _prepare(
 ) -> _Lesson:
     """Choose and replay; in the first process first, so that the others find what it kept."""
     config, backbone = shop.config, shop.backbone
-    step = shop.directory.step(int(request.id))
+    step = shop.directory.step(request.step)
     method = config.build_method()
     shop.put(None if method.teacher == "base" else previous)
     with whole("copying the teacher"):
