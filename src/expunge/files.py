@@ -231,13 +231,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ExpungeError: when the file is missing, or no whole safetensors file.
     """
-    refuse_pickle(path)
     with _reading(path):
         return load_file(path)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    refuse_pickle(path)
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -249,16 +249,16 @@ def refuse_pickle(path: Path) -> None:
         raise ExpungeError(f"{path} is a pickle, which can run code when it is opened. Convert it to .safetensors.")
 
 
-def tensor_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes of the tensors of a safetensors file by name, and its metadata. Reads no tensor.
-
-    Raises:
-        ExpungeError: when the file is missing, or no whole safetensors file.
-    """
-    refuse_pickle(path)
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file by name. Reads no tensor, and raises as `load_tensors` does."""
     with _reading(path), safe_open(path, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return shapes, file.metadata() or {}
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Reads no tensor, and raises as `load_tensors` does."""
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _sync_all(folder: Path) -> None:

@@ -167,7 +167,7 @@ def denoiser_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """{name: shape} of the denoiser's tensors as they lie in `folder`. Reads no weights."""
     shapes: dict[str, tuple[int, ...]] = {}
     for path in sorted((folder / backbone_class(folder).denoiser_name).glob("*.safetensors")):
-        shapes |= tensor_shapes(path)[0]
+        shapes |= tensor_shapes(path)
     return shapes
 
 
