@@ -138,12 +138,3 @@ def of_roles(table: pd.DataFrame, forgotten: Sequence[str], free_of: Sequence[st
         "neighbour_unreplayed": neighbour[~neighbour["replayed"]],
         "other": table[(table["role"] == "other") & free],
     }
-
-
-def image_drift(after: Sequence[np.ndarray], before: Sequence[np.ndarray], prompts: Sequence[str]) -> Value | None:
-    """Mean over picture pairs of the root mean squared pixel difference, pixels in [0, 1], bootstrapped by prompt."""
-    x = [
-        float(np.sqrt(np.mean(((a.astype(float) - b.astype(float)) / 255) ** 2)))
-        for a, b in zip(after, before, strict=True)
-    ]
-    return clustered([pd.DataFrame({"prompt": list(prompts), "x": x})], lambda means: means[0])
