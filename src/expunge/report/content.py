@@ -213,7 +213,7 @@ class _Gathering:
     def _matrix_value(self, concept: str, step: int) -> Value | None:
         place = next(i for i, r in enumerate(self.records) if r.index == step)
         row = self.summary.ua_matrix[self.summary.concepts.index(concept)]
-        return wording.known(row[place])
+        return row[place]
 
     def _verdict(self) -> str:
         last = self.last
@@ -321,10 +321,9 @@ class _Gathering:
             "collapsed": "Collapsed, upper end",
         }[check.name]
         unit = " pt" if check.name.endswith("drop") else "%"
-        known = check.value is not None and math.isfinite(check.value)
         return CheckRow(
             title + (self.names.label(check.concept) if check.concept else ""),
-            f"{wording.percent(check.value or 0.0)}{unit}" if known else wording.UNMEASURED,
+            wording.UNMEASURED if check.value is None else f"{wording.percent(check.value)}{unit}",
             f"{'at least' if check.at_least else 'at most'} {wording.percent(check.threshold)}{unit}",
             check.passed,
         )
@@ -442,7 +441,7 @@ class _Gathering:
             ]
             for field in base
         }
-        lows = [p.value.low for f in ("ira", "cra") for p in points[f] if wording.known(p.value) and p.value]
+        lows = [p.value.low for f in ("ira", "cra") for p in points[f] if p.value]
         floor = min([0.8, *(math.floor(10 * low) / 10 for low in lows)])
         return tuple(
             Chart(
@@ -498,7 +497,7 @@ class _Gathering:
         found: dict[tuple[str, str], list[str]] = {}
         for record in self.records:
             for field, kind in METRICS.items():
-                if wording.known(getattr(record.metrics, field)) is None:
+                if getattr(record.metrics, field) is None:
                     reason = self.names.text(record.metrics.reasons.get(field, "no reason was recorded"))
                     found.setdefault((kind.name, reason), []).append(str(record.index))
         return tuple(

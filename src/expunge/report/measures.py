@@ -68,6 +68,6 @@ def metric_rows(kinds: Mapping[str, Metric], measured: Metrics) -> tuple[MetricR
     rows = []
     for field, kind in kinds.items():
         value: Value | None = getattr(measured, field)
-        n = wording.counted(value) if wording.known(value) and value else ""
+        n = wording.counted(value) if value else ""
         rows.append(MetricRow(kind.name, kind.meaning, kind.value(value), kind.interval(value), n))
     return tuple(rows)
