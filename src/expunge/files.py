@@ -244,8 +244,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise ExpungeError(f"{path} cannot be read as a safetensors file ({error}). Is it whole?") from error
 
 
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
+"""Endings of files that can run code when they are opened."""
+
+
 def refuse_pickle(path: Path) -> None:
-    if path.suffix.lower() in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+    if path.suffix.lower() in PICKLES:
         raise ExpungeError(f"{path} is a pickle, which can run code when it is opened. Convert it to .safetensors.")
 
 
