@@ -15,7 +15,8 @@ from expunge.evaluation import Value
 from expunge.files import append_line, digest_bytes, digest_file, save_tensors, write_json, write_text
 from expunge.replay import kept_tensors
 from expunge.stream import preset
-from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
+from expunge.stream.directory import RunDirectory
+from expunge.stream.judged import digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
 
 FOX = Concept(name="fox")

@@ -15,7 +15,8 @@ from expunge import Audit, compare
 from expunge.concepts import Concept, Request
 from expunge.files import write_text
 from expunge.stream import preset
-from expunge.stream.directory import RunDirectory, write_images, write_table
+from expunge.stream.directory import RunDirectory
+from expunge.stream.judged import write_images, write_table
 from handmade import FOX, NEON, PERSON, SANTA, add_step, judgements
 from runs import PROTOCOL, expunge
 

@@ -15,7 +15,8 @@ from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.files import write_json, write_text
 from expunge.stream import Run, preset
-from expunge.stream.directory import RunDirectory, write_images, write_table
+from expunge.stream.directory import RunDirectory
+from expunge.stream.judged import write_images, write_table
 from expunge.stream.summary import (
     Check,
     ModelSummary,

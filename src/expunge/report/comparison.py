@@ -25,7 +25,7 @@ def gather(comparison: Comparison) -> SidePage:
     a, b, outcome = comparison.a, comparison.b, comparison.outcome
     names = _names(a, b)
     shelves = (("base", a.base), ("A", outcome.stages[0].shelf), ("B", outcome.stages[1].shelf))
-    albums = [(name, Album(shelf.judgements, shelf.images)) for name, shelf in shelves]
+    albums = [(name, Album(shelf)) for name, shelf in shelves]
     groups = {name: g.names for name, g in a.protocol.neighbours.items()}
     paired = outcome.paired
     judges = sorted({names.text(str(r["judge"])) for _, album in albums for r in album.rows.values()})

@@ -141,10 +141,8 @@ class _Gathering:
         self.requests = run.requests
         self.history = run.history
         directory = run.directory
-        self.base = Album(directory.base_judgements, directory.base_images)
-        self.albums = {
-            r.index: Album(directory.step(r.index).judgements, directory.step(r.index).images) for r in self.records
-        }
+        self.base = Album(directory.base)
+        self.albums = {r.index: Album(directory.step(r.index).shelf) for r in self.records}
         self.neighbours: Mapping[str, Sequence[str]] | None
         self.setting_problem = ""
         try:

@@ -29,7 +29,7 @@ def gather(audit: Audit) -> SidePage:
     labels = {name: f"person {i}" for i, name in enumerate(persons, 1)}
     names = Names(audit.requests, prompted(protocol, audit.source), labels)
     paired, measured = summary.against_base, summary.metrics
-    albums = [(n, Album(s.judgements, s.images)) for n, s in (("base", audit.base), ("model", audit.model))]
+    albums = [(n, Album(s)) for n, s in (("base", audit.base), ("model", audit.model))]
     groups = {name: g.names for name, g in protocol.neighbours.items()}
     changed = wording.listed([part.replace("_", " ") for part in summary.model.changed])
     forgotten = [(names.label(c), pair.second) for c, pair in paired.concepts.items()]

@@ -18,8 +18,9 @@ from expunge.files import digest_file, load_tensors, write_json, write_text
 from expunge.memory import at_once, peak_memory
 from expunge.stream import gate
 from expunge.stream.clock import Clock
-from expunge.stream.directory import StepDirectory, completed, digest_images, now, write_images, write_table
+from expunge.stream.directory import StepDirectory, now
 from expunge.stream.drift import drifts, pictured, weight_drift
+from expunge.stream.judged import completed, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, StepRecord, measure, read_record
 from expunge.stream.training import how_it_ended, train_step
 from expunge.stream.workshop import Forgotten, Progress, Workshop

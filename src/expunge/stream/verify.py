@@ -13,9 +13,10 @@ from expunge.errors import ExpungeError
 from expunge.files import digest_bytes, digest_file, json_text, read_lines
 from expunge.stream import chain
 from expunge.stream.config import RunConfig
-from expunge.stream.directory import RunDirectory, StepDirectory, digest_images
+from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
 from expunge.stream.intact import COPY
+from expunge.stream.judged import digest_images
 from expunge.stream.summary import ModelSummary, StepRecord, read_record, summarise
 
 
