@@ -5,8 +5,7 @@ from __future__ import annotations
 from expunge.audit import Comparison, Paired, Point, Side
 from expunge.privacy import PERSON, Names, prompted
 from expunge.report import wording
-from expunge.report.content import Tile
-from expunge.report.measures import METRICS
+from expunge.report.measures import METRICS, Tile
 from expunge.report.pictures import Album
 from expunge.report.side_by_side import (
     MEASURED,

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Value, metrics
-from expunge.files import read_lines
 from expunge.privacy import PERSON, Names, prompted
-from expunge.report import charts, wording
-from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Unmeasured, metric_rows
+from expunge.report import charts, course, wording
+from expunge.report.course import Chart, TimingRow
+from expunge.report.matrix import MatrixRow, matrix, ua_after
+from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Tile, Unmeasured, metric_rows
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
 from expunge.stream import Check, Run, StepRecord, Summary
 from expunge.stream.history import Decision
@@ -23,13 +21,6 @@ _LOSS_CHARTS = 12
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tile:
-    name: str
-    value: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -55,41 +46,6 @@ class RequestSection:
     checks: tuple[CheckRow, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     more_metrics: tuple[MetricRow, ...] = ()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the UA matrix. `kind`: "missing", "before" its turn, "own" turn, "after" it, or not "taken"."""
-
-    kind: str
-    text: str
-    title: str
-    colour: str = ""
-    strength: float = 0.0
-
-
-@dataclass(frozen=True)
-class MatrixRow:
-    name: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    note: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class TimingRow:
-    step: str
-    request: str
-    seconds: tuple[str, ...]
-    total: str
-    memory: str
-    forward: str
-    backward: str
 
 
 @dataclass(frozen=True)
@@ -167,7 +123,7 @@ class _Gathering:
 
     def page(self) -> Page:
         strip, note = self._resurgence()
-        log_records = self.records[-_LOSS_CHARTS:]
+        logs = {r.index: self.run.directory.step(r.index).log for r in self.records[-_LOSS_CHARTS:]}
         return Page(
             title=self.names.text(self.run.directory.path.resolve().name),
             facts=self._facts(),
@@ -178,15 +134,13 @@ class _Gathering:
             resurgence=strip,
             resurgence_note=note,
             matrix_columns=tuple((f"step {r.index}", r.status) for r in self.records),
-            matrix=self._matrix(),
-            curves=self._curves(),
-            losses=self._losses(log_records),
-            losses_left_out=len(self.records) - len(log_records),
-            timings=charts.timings(
-                "Seconds by step", [(f"step {r.index}", r.seconds.model_dump()) for r in self.records]
-            ),
+            matrix=matrix(self.summary, self.records, self.turn, self.names),
+            curves=course.curves(self.summary, self.records, self.base),
+            losses=course.losses(logs, {request.step: self._title(request) for request in self.requests}),
+            losses_left_out=len(self.records) - len(logs),
+            timings=course.timing_chart(self.records),
             phases=charts.PHASES,
-            timing_rows=tuple(self._timing(r) for r in self.records),
+            timing_rows=tuple(course.timing_row(r) for r in self.records),
             judged=self._judged(),
             unmeasured=self._unmeasured(),
             glossary=tuple((kind.name, kind.meaning) for kind in METRICS.values()),
@@ -208,11 +162,6 @@ class _Gathering:
             ("Last step finished", wording.moment(ended)),
         )
 
-    def _matrix_value(self, concept: str, step: int) -> Value | None:
-        place = next(i for i, r in enumerate(self.records) if r.index == step)
-        row = self.summary.ua_matrix[self.summary.concepts.index(concept)]
-        return row[place]
-
     def _verdict(self) -> str:
         last = self.last
         return wording.verdict(
@@ -220,7 +169,7 @@ class _Gathering:
             rejected=sum(r.status == "rejected" for r in self.records),
             withdrawn=sum(status == "withdrawn" for status in self.history.status.values()),
             waiting=sum(r.step not in self.history.status for r in self.requests),
-            forgotten=[(self.names.label(c), self._matrix_value(c, last.index)) for c in self.turn] if last else [],
+            forgotten=[(self.names.label(c), ua_after(self.summary, c, last.index)) for c in self.turn] if last else [],
             ira=last.metrics.ira_difference if last else None,
             cra=last.metrics.cra_difference if last else None,
         )
@@ -375,7 +324,7 @@ class _Gathering:
                 (f"after step {own}", self.albums[own]),
                 (f"after step {last.index}", final),
             ]
-            value = self._matrix_value(concept, last.index)
+            value = ua_after(self.summary, concept, last.index)
             shows = (
                 f"now shows in {wording.showing(value)} of {wording.counted(value)}" if value else wording.UNMEASURED
             )
@@ -386,101 +335,6 @@ class _Gathering:
         note = f"Not pictured, because a person is concerned: {wording.listed(hidden)}." if hidden else ""
         labels = ("base", "own step", f"step {last.index}")
         return (Strip("Forgotten earlier", labels, tuple(shown)) if shown else None), note
-
-    # -- matrix -----------------------------------------------------------------------------------------------------
-
-    def _matrix(self) -> tuple[MatrixRow, ...]:
-        return tuple(
-            MatrixRow(
-                self.names.label(concept),
-                tuple(self._cell(concept, r, self._matrix_value(concept, r.index)) for r in self.records),
-            )
-            for concept in self.summary.concepts
-        )
-
-    def _cell(self, concept: str, record: StepRecord, value: Value | None) -> Cell:
-        where = f"{self.names.label(concept)}, step {record.index}"
-        if value is None:
-            return Cell("missing", wording.UNMEASURED, f"{where}: not measured")
-        own = self.turn.get(concept)
-        if own is not None and record.index == own:
-            kind, when = "own", "forgotten at this step"
-        elif record.status != "accepted":
-            kind, when = (
-                "untaken",
-                "the step was withdrawn" if record.status == "withdrawn" else "the step was not taken",
-            )
-        elif own is None or record.index < own:
-            kind, when = "before", "before its turn"
-        else:
-            kind, when = "after", "forgotten earlier"
-        unknown = f", {value.unknown} of them unknown" if value.unknown else ""
-        title = (
-            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}{unknown}, "
-            f"{when}"
-        )
-        colour = "good" if value.value >= 0.5 else "bad"
-        strength = round(0.08 + 0.5 * abs(value.value - 0.5) * 2, 3)
-        return Cell(kind, f"{wording.percent(value.value)}%", title, colour, strength)
-
-    # -- charts -----------------------------------------------------------------------------------------------------
-
-    def _curves(self) -> tuple[Chart, ...]:
-        base = {"ua": self._base_ua(), "ira": self.summary.base.ira, "cra": self.summary.base.cra}
-        notes = {
-            "ua": "All concepts forgotten so far. At base: all requested concepts, before anything was removed.",
-            "ira": "Neighbours of the concepts of the protocol.",
-            "cra": "Unrelated concepts.",
-        }
-        points = {
-            field: [
-                charts.Point(0, base[field], True),
-                *(charts.Point(r.index, getattr(r.metrics, field), r.status == "accepted") for r in self.records),
-            ]
-            for field in base
-        }
-        lows = [p.value.low for f in ("ira", "cra") for p in points[f] if p.value]
-        floor = min([0.8, *(math.floor(10 * low) / 10 for low in lows)])
-        return tuple(
-            Chart(
-                METRICS[field].name,
-                notes[field] + (f" Axis from {floor:.0%}." if field != "ua" and floor else ""),
-                charts.curve(METRICS[field].name, points[field], 0.0 if field == "ua" else floor),
-            )
-            for field in base
-        )
-
-    def _base_ua(self) -> Value | None:
-        table = self.base.table
-        if table is None:
-            return None
-        forget = table[(table["role"] == "forget") & table["concept"].isin(self.summary.concepts)]
-        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone", missing=False)
-
-    def _losses(self, records: Sequence[StepRecord]) -> tuple[Chart, ...]:
-        logs = {
-            r.index: [json.loads(line) for line in read_lines(self.run.directory.step(r.index).log)] for r in records
-        }
-        limits = charts.loss_limits([log for log in logs.values()])
-        if not limits:
-            return ()
-        titles = {r.index: self._title(next(q for q in self.requests if q.id == r.request)) for r in records}
-        return tuple(
-            Chart(f"Step {index}: {titles[index]}", "", charts.losses(f"Losses of step {index}", log, limits))
-            for index, log in logs.items()
-            if log
-        )
-
-    def _timing(self, record: StepRecord) -> TimingRow:
-        return TimingRow(
-            step=f"{record.index}",
-            request=record.request,
-            seconds=tuple(f"{getattr(record.seconds, phase):.1f}" for phase in charts.PHASES),
-            total=f"{record.seconds.total:.1f}",
-            memory=wording.memory(record.peak_memory_bytes),
-            forward=f"{record.evaluations.forward:,}",
-            backward=f"{record.evaluations.backward:,}",
-        )
 
     # -- what is not claimed ----------------------------------------------------------------------------------------
 

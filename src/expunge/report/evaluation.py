@@ -5,8 +5,7 @@ from __future__ import annotations
 from expunge.audit import Audit
 from expunge.privacy import PERSON, Names, prompted
 from expunge.report import wording
-from expunge.report.content import Tile
-from expunge.report.measures import MAIN, METRICS, MORE, Unmeasured, metric_rows
+from expunge.report.measures import MAIN, METRICS, MORE, Tile, Unmeasured, metric_rows
 from expunge.report.pictures import Album
 from expunge.report.side_by_side import SidePage, cards, concept_pairs, metric_pairs, rest, unmeasured
 

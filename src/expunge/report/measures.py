@@ -11,6 +11,15 @@ from expunge.stream.summary import Metrics
 
 
 @dataclass(frozen=True)
+class Tile:
+    """One of the few values at the head of a page."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class MetricRow:
     name: str
     meaning: str
