@@ -150,15 +150,14 @@ class _Gathering:
 
     def _facts(self) -> tuple[tuple[str, str], ...]:
         config, model = self.run.config, self.summary.model
-        began = next((e["at"] for e in self.run.directory.events() if e["event"] == "created"), None)
-        began = began or min(r.received_at for r in self.requests)
+        began = self.run.directory.events()[0]["at"]
         ended = max(r.finished_at for r in self.records)
         method, strength = config.method_name, config.strength
         return (
             ("Model", f"{self.names.text(wording.bare(model.name))} ({wording.short_digest(model.digest)})"),
             ("Method", method if strength is None else f"{method}, strength {strength:g}"),
             ("Protocol", self.names.text(wording.bare(config.evaluate.protocol))),
-            ("Began", wording.moment(str(began))),
+            ("Began", wording.moment(began)),
             ("Last step finished", wording.moment(ended)),
         )
 
