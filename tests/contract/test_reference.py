@@ -181,7 +181,7 @@ def test_a_constraint_that_is_no_term_of_a_loss_is_refused(
     state, _ = method.prepare(step)
     config = TrainConfig(engine="reference", steps=1, batch_size=1, accumulation=1)
     with pytest.raises(ExpungeError, match="Mask is no term of a loss"):
-        _train(backbone, step, method, state, [Mask()], config, Evaluations(), tmp_path)
+        _train(backbone, step, method, state, [Mask(None)], config, Evaluations(), tmp_path)
 
 
 def _step(backbone: Backbone, engine: EngineName, counts: Evaluations | None = None, **changes: Any) -> StepContext:
