@@ -13,13 +13,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.errors import DiskFull, ExpungeError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -194,6 +197,13 @@ def read_lines(path: Path) -> list[str]:
         return []
     data = path.read_bytes()
     return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
+
+
+def write_figure(path: Path, figure: Figure) -> None:
+    """A figure as a PNG file."""
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
 
 
 def canonical_json(value: Any) -> str:

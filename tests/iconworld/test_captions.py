@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+from expunge import iconworld
 from expunge.concepts import mentions
 from expunge.iconworld.build import captions, draw, tokenizer
 
-WORDS = captions.vocabulary()
+WORDS = iconworld.vocabulary()
 
 
 def test_captions_name_what_is_shown_and_nothing_else_of_the_vocabulary() -> None:

@@ -16,7 +16,7 @@ from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
 from expunge.files import digest_bytes
-from expunge.hardware import Precision, compute_dtype
+from expunge.hardware import Precision, autocast, compute_dtype
 
 Images = dict[str, np.ndarray]
 """{row id: picture `(h w 3)` uint8}"""
@@ -33,8 +33,7 @@ def paint(
     """Pictures `(b 3 h w)` in [0, 1], one prompt and one seed each."""
     conditioning, unconditional = backbone.encode_each(prompts), backbone.encode([""])
     noise = backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds])
-    dtype = compute_dtype(precision)
-    with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
+    with autocast(backbone.device, precision):
         latents = backbone.sample(
             denoiser,
             conditioning,
