@@ -52,7 +52,7 @@ def gather(comparison: Comparison) -> SidePage:
         rest=rest(a.protocol.others, names, albums),
         more=(),
         unmeasured=unmeasured(paired),
-        judged=f"the judge {wording.listed(judges)} over {wording.pictures(len(common))} of each",
+        judged=f"the judge {wording.listed(judges)} over {wording.count(len(common), 'picture')} of each",
         glossary=tuple((METRICS[f].name, METRICS[f].meaning) for f in MEASURED),
         origin="the files of A and B",
     )
@@ -82,7 +82,7 @@ def _verdict(point: Point) -> str:
     parts += [f"in {wording.listed(neither)} the two cannot be told apart"] if neither else []
     text = "; ".join(parts)
     return (
-        f"{text[0].upper()}{text[1:]}. Compared: A after {a}, B after {b}, over {n} concept{'s' if n != 1 else ''} "
+        f"{wording.capital(text)}. Compared: A after {a}, B after {b}, over {wording.count(n, 'concept')} "
         "that both were asked to forget."
     ).replace("after model", "as evaluated")
 
@@ -102,7 +102,7 @@ def _names(a: Side, b: Side) -> Names:
 
 def _made(side: Side) -> str:
     n = len(side.stages)
-    return side.made if side.stages[-1].name == "model" else f"{side.made}, {n} step{'s' if n != 1 else ''}"
+    return side.made if side.stages[-1].name == "model" else f"{side.made}, {wording.count(n, 'step')}"
 
 
 def _tile(name: str, paired: Paired, field: str) -> Tile:

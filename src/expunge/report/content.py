@@ -11,7 +11,7 @@ from expunge.privacy import PERSON, Names, prompted
 from expunge.report import charts, course, wording
 from expunge.report.course import Chart, TimingRow
 from expunge.report.matrix import MatrixRow, matrix, ua_after
-from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Tile, Unmeasured, metric_rows
+from expunge.report.measures import MAIN, METRICS, MORE, TILES, MetricRow, Tile, Unmeasured, metric_rows, tiles
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
 from expunge.stream import Check, Run, StepRecord, Summary
 from expunge.stream.history import Decision
@@ -182,20 +182,13 @@ class _Gathering:
         total = Tile(
             "Total time",
             wording.duration(self.summary.seconds_total),
-            f"{len(self.records)} step{'s' if len(self.records) != 1 else ''}, without painting the base model",
+            f"{wording.count(len(self.records), 'step')}, without painting the base model",
         )
         if self.last is None:
             base = self.summary.base
             shares = (("IRA", base.ira), ("CRA", base.cra))
             return (*(Tile(n, wording.share(v), wording.share_interval(v)) for n, v in shares), total)
-        names = {
-            "ua": "Forgotten (UA)",
-            "ira_difference": "Neighbours against base (IRA)",
-            "cra_difference": "The rest against base (CRA)",
-            "context": "Context kept",
-        }
-        values = ((name, field, getattr(self.last.metrics, field)) for field, name in names.items())
-        return (*(Tile(n, METRICS[f].value(v), METRICS[f].interval(v)) for n, f, v in values), total)
+        return (*tiles(TILES, self.last.metrics), total)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -232,7 +225,7 @@ class _Gathering:
             id=request.id,
             title=title,
             status=record.status,
-            facts=f"step {record.index}, {wording.pictures(n)} judged, {wording.duration(record.seconds.total)}",
+            facts=f"step {record.index}, {wording.count(n, 'picture')} judged, {wording.duration(record.seconds.total)}",
             notes=tuple(notes),
             strips=tuple(s for c in request.concepts for s in self._strips(c.name, record)),
             checks=tuple(self._check(c) for c in record.gate),
@@ -342,7 +335,7 @@ class _Gathering:
         rows = self.albums[record.index].rows.values()
         judges = sorted({self.names.text(str(r["judge"])) for r in rows})
         who = f"the judge {wording.listed(judges)}" if judges else "a judge that is not recorded any more"
-        return f"{who} over {wording.pictures(len(rows))} after step {record.index}"
+        return f"{who} over {wording.count(len(rows), 'picture')} after step {record.index}"
 
     def _unmeasured(self) -> tuple[Unmeasured, ...]:
         found: dict[tuple[str, str], list[str]] = {}

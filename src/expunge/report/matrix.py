@@ -71,10 +71,8 @@ def _cell(where: str, record: StepRecord, own: int | None, value: Value | None) 
     else:
         kind, when = "after", "forgotten earlier"
     unknown = f", {value.unknown} of them unknown" if value.unknown else ""
-    title = (
-        f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}{unknown}, "
-        f"{when}"
-    )
+    shown = wording.count(value.n, "picture")
+    title = f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {shown}{unknown}, {when}"
     colour = "good" if value.value >= 0.5 else "bad"
     strength = round(0.08 + 0.5 * abs(value.value - 0.5) * 2, 3)
     return Cell(kind, f"{wording.percent(value.value)}%", title, colour, strength)

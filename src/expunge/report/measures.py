@@ -71,6 +71,18 @@ MORE = {
                          wording.number, wording.number_interval),
 }  # fmt: skip
 METRICS = {**MAIN, **MORE}
+TILES = {
+    "ua": "Forgotten (UA)",
+    "ira_difference": "Neighbours against base (IRA)",
+    "cra_difference": "The rest against base (CRA)",
+    "context": "Context kept",
+}
+"""{metric at the head of a page: its name there}"""
+
+
+def tiles(titles: Mapping[str, str], measured: Metrics) -> tuple[Tile, ...]:
+    values = ((title, METRICS[field], getattr(measured, field)) for field, title in titles.items())
+    return tuple(Tile(title, kind.value(value), kind.interval(value)) for title, kind, value in values)
 
 
 def metric_rows(kinds: Mapping[str, Metric], measured: Metrics) -> tuple[MetricRow, ...]:

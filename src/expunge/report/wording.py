@@ -76,8 +76,14 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
-def pictures(n: int) -> str:
-    return f"{n} picture" if n == 1 else f"{n} pictures"
+def count(n: int, what: str) -> str:
+    """(1, "step") -> "1 step"; (2, "step") -> "2 steps"."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def capital(text: str) -> str:
+    """`text` as the start of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def counted(value: Value) -> str:
@@ -111,7 +117,7 @@ def verdict(
         ira, cra: paired differences from the base model after that step.
     """
     total = served + rejected + withdrawn + waiting
-    counts = [f"{served} of {total} request{'s' if total != 1 else ''} served"]
+    counts = [f"{served} of {count(total, 'request')} served"]
     counts += [f"{rejected} not passed by the gate"] if rejected else []
     counts += [f"{withdrawn} withdrawn"] if withdrawn else []
     counts += [f"{waiting} waiting"] if waiting else []
