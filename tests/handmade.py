@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import torch
 
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
-from expunge.files import append_line, digest_file, save_tensors, write_json, write_text
+from expunge.files import append_line, digest_bytes, digest_file, save_tensors, write_json, write_text
 from expunge.replay import kept_tensors
 from expunge.stream import preset
-from expunge.stream.directory import RunDirectory, digest_images, write_images, write_table
+from expunge.stream.directory import RunDirectory
+from expunge.stream.judged import digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
 
 FOX = Concept(name="fox")
@@ -62,7 +62,7 @@ def judgements(model: int, gone: Sequence[str], side: int = 0) -> tuple[pd.DataF
                     "recognisable": True,
                     "context": None if i else True,
                     "collapsed": False,
-                    "image": "sha256:" + hashlib.sha256(pixels.tobytes()).hexdigest(),
+                    "image": digest_bytes(pixels.tobytes()),
                 }
             )
     frame = pd.DataFrame(table)
@@ -79,7 +79,7 @@ def add_step(
     previous: int = 0,
 ) -> None:
     """A step that began with the model of step `previous`, and shows everything but what is in `gone`."""
-    step = directory.step(int(request.id))
+    step = directory.step(request.step)
     directory.add_event("started", step=step.index)
     table, images = judgements(step.index, gone, side)
     write_images(step.images, images, table, [row for row in images if row[-1] in "012"])

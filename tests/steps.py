@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,18 @@ def context(
     return StepContext(**{**fields, **changes})
 
 
+def built(name: str, **changes: Any) -> Any:
+    """The method `name` with `changes` laid over its small configuration."""
+    cls = METHODS[name]
+    return cls(cls.Config(**{**SMALL[name], **changes}))
+
+
+def log(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a step's train.jsonl, without what depends on the machine."""
+    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
 def run_step(
     backbone: Backbone,
     folder: Path,
@@ -77,15 +90,14 @@ def run_step(
         }
         | train_changes
     )
-    cls = METHODS[method]
-    built = cls(cls.Config(**{**SMALL[method], **(changes or {})}))
+    using = built(method, **(changes or {}))
     step = context(backbone, seed=seed, batch_size=config.batch_size, engine=config.engine, **(served or {}))
-    state, _ = built.prepare(step)
+    state, _ = using.prepare(step)
     base = {n: p.detach().clone() for n, p in step.teacher.denoiser.named_parameters()}
     train(
         backbone,
         step.teacher,
-        built,
+        using,
         state,
         [L2(L2Config(weight=1e-3))],
         base,

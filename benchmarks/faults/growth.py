@@ -60,7 +60,7 @@ def seconds_of(work: Any) -> float:
 def names(count: int) -> list[str]:
     """Things that the protocol does not retain."""
     protocol = Protocol.read(PROTOCOL)
-    near = [name for group in protocol.neighbours.values() for name in (*group.held_out, *group.replayed)]
+    near = [name for group in protocol.neighbours.values() for name in group.names]
     retained = {*protocol.others, *near}
     return [name for name in iconworld.vocabulary().names("thing") if name not in retained][:count]
 

@@ -83,7 +83,7 @@ def place(run: Path) -> dict[str, Any]:
     found = Run(run)
     event = found.directory.events()[-1]
     waiting = found.open_requests
-    step = found.directory.step(int(waiting[0].id)) if waiting else None
+    step = found.directory.step(waiting[0].step) if waiting else None
     lines = step.log.read_bytes().count(b"\n") if step and step.log.exists() else 0
     return {
         "last_event": event["event"],

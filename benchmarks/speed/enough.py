@@ -50,7 +50,7 @@ def replayed(run: Run, enough: float) -> dict[str, Any]:
     rows = protocol_rows(run.protocol, run.source, concepts)
     pictures = all_pictures = 0
     for request in run.requests:
-        table = pd.read_parquet(run.directory.step(int(request.id)).judgements)
+        table = pd.read_parquet(run.directory.step(request.step).judgements)
         had = [row for row in rows if row.id in set(table["row"])]
         kept = set(painted(had, table, run.protocol.sampler.batch_size, enough))
         pictures += len(kept)

@@ -98,11 +98,16 @@ class Concept(Strict):
 
 
 class Request(Strict):
-    """One deletion request: the concepts that it names, when it came, and its id (the number of the step that serves it)."""
+    """One deletion request: the concepts that it names, when it came, and its id."""
 
     id: str
     concepts: tuple[Concept, ...] = Field(min_length=1)
     received_at: str
+
+    @property
+    def step(self) -> int:
+        """The number of the step that serves it, which its id is."""
+        return int(self.id)
 
 
 def article(name: str) -> str:

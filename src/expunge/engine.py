@@ -22,13 +22,12 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from pydantic import Field
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
-from expunge.files import append_line, load_tensors, save_tensors, write_text
+from expunge.files import append_line, load_tensors, metadata, save_tensors, write_text
 from expunge.hardware import Precision, compute_dtype, processes, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import PREDICTORS, EngineName, Regularized
@@ -389,8 +388,7 @@ def _restore(
                 }
                 optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
     if scaler is not None:
-        with safe_open(path, framework="pt") as file:
-            scaler.load_state_dict(json.loads(file.metadata()["scaler"]))
+        scaler.load_state_dict(json.loads(metadata(path)["scaler"]))
     rows = tensors["checks"].tolist() if "checks" in tensors else []
     return done, [Check(int(step), forget, retain) for step, forget, retain in rows]
 

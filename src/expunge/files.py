@@ -13,13 +13,16 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from expunge.errors import DiskFull, ExpungeError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @contextmanager
@@ -196,6 +199,13 @@ def read_lines(path: Path) -> list[str]:
     return data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]
 
 
+def write_figure(path: Path, figure: Figure) -> None:
+    """A figure as a PNG file."""
+    figure.tight_layout()
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=80)
+
+
 def canonical_json(value: Any) -> str:
     """One spelling per value: sorted keys, no blanks. What is hashed is written this way."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
@@ -231,34 +241,38 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         ExpungeError: when the file is missing, or no whole safetensors file.
     """
-    refuse_pickle(path)
     with _reading(path):
         return load_file(path)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
+    refuse_pickle(path)
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise ExpungeError(f"{path} cannot be read as a safetensors file ({error}). Is it whole?") from error
 
 
+PICKLES = {".pt", ".pth", ".bin", ".ckpt", ".pkl"}
+"""Endings of files that can run code when they are opened."""
+
+
 def refuse_pickle(path: Path) -> None:
-    if path.suffix.lower() in {".pt", ".pth", ".bin", ".ckpt", ".pkl"}:
+    if path.suffix.lower() in PICKLES:
         raise ExpungeError(f"{path} is a pickle, which can run code when it is opened. Convert it to .safetensors.")
 
 
-def tensor_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
-    """Shapes of the tensors of a safetensors file by name, and its metadata. Reads no tensor.
-
-    Raises:
-        ExpungeError: when the file is missing, or no whole safetensors file.
-    """
-    refuse_pickle(path)
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a safetensors file by name. Reads no tensor, and raises as `load_tensors` does."""
     with _reading(path), safe_open(path, framework="pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
-        return shapes, file.metadata() or {}
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a dict
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Reads no tensor, and raises as `load_tensors` does."""
+    with _reading(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
 
 
 def _sync_all(folder: Path) -> None:

@@ -55,6 +55,12 @@ def trained_attention(device: torch.device, positions: int) -> AbstractContextMa
     return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
 
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[None]:
+    """Network evaluations inside the block are computed in `precision`; raises as `compute_dtype` does."""
+    dtype = compute_dtype(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
 def settled(precision: Precision) -> Precision:
     """What "auto" means on this machine: bf16 where it is computed in hardware, else fp32. Others mean themselves."""
     if precision != "auto":

@@ -66,7 +66,7 @@ class Names:
 def prompted(protocol: Protocol, source: PromptSource) -> list[Concept]:
     """All concepts that the protocol's prompts are written about."""
     groups = protocol.neighbours
-    names = {*groups, *protocol.others, *(n for g in groups.values() for n in (*g.held_out, *g.replayed))}
+    names = {*groups, *protocol.others, *(n for g in groups.values() for n in g.names)}
     return [source.concept(name) for name in sorted(names)]
 
 

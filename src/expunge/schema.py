@@ -31,6 +31,12 @@ class Strict(BaseModel):
         return data
 
 
+class Result(BaseModel):
+    """What Expunge measured or did, as it is stored. It does not change once it is made, and has no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
 def validated(cls: type[_Model], data: Any, where: str) -> _Model:
     """`data` as a `cls`.
 

@@ -12,11 +12,11 @@ import torch
 from expunge.backbones import Backbone, load
 from expunge.files import digest_file
 from expunge.locality import Choice
-from expunge.methods import METHODS, Earlier, Record, StepContext
+from expunge.methods import Earlier, Record, StepContext
 from expunge.methods.resteering import State
 from expunge.prompts import Candidate
 from expunge.replay import ReplayConfig, Trajectories
-from steps import SMALL, context, earlier
+from steps import SMALL, built, context, earlier
 
 AGAIN = {"teacher": "base", "lambda_again": 1.0, "again_prompts": 2, "along": "both"}
 REPLAY = ReplayConfig(source="trajectory", steps=3, forget_latents=1, retain_latents=1, batch_size=4)
@@ -112,9 +112,7 @@ def backbone_step(
 
 
 def prepared(step: StepContext, **changes: Any) -> tuple[State, Record]:
-    cls = METHODS["lacu"]
-    method: Any = cls(cls.Config(**{**SMALL["lacu"], **AGAIN, **changes}))
-    found: tuple[State, Record] = method.prepare(step)
+    found: tuple[State, Record] = built("lacu", **{**AGAIN, **changes}).prepare(step)
     return found
 
 

@@ -18,7 +18,7 @@ from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Earlier, Record, StepContext
 from expunge.prompts import PromptFolder, Vocabulary
-from steps import SMALL, context, earlier
+from steps import SMALL, built, context, earlier
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
@@ -205,7 +205,7 @@ def test_a_target_that_cannot_be_is_answered_with_a_sentence(
 )
 def test_choices_that_contradict_each_other_are_refused(changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError) as error:
-        METHODS["lacu"].Config(**{**SMALL["lacu"], **changes})
+        built("lacu", **changes)
     assert sentence in str(error.value)
 
 
@@ -216,8 +216,8 @@ def test_a_source_with_too_few_candidates_is_named_with_its_prompt(backbone: Bac
 
 
 def _record(backbone: Backbone, step: StepContext | None = None, method: str = "lacu", **changes: Any) -> Record:
-    cls = METHODS[method]
-    return cls(cls.Config(**{**SMALL[method], **changes})).prepare(step or context(backbone))[1]
+    record: Record = built(method, **changes).prepare(step or context(backbone))[1]
+    return record
 
 
 def _pairs(record: Record) -> list[tuple[str, str]]:

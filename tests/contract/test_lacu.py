@@ -14,11 +14,11 @@ from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
 from expunge.concepts import Concept, mentions
 from expunge.locality import Draws, choose_mapping, distances_by_draw, rank, scoring_draws
 from expunge.methods import Position
-from expunge.methods.lacu import Lacu, LacuConfig
+from expunge.methods.lacu import Lacu
 from expunge.methods.resteering import State, matching_loss
 from expunge.prompts import Candidate, ForgetPrompt
 from expunge.replay import Bank, FreshReplay, ReplayConfig, Sampler, fill_bank
-from steps import SMALL, context, earlier
+from steps import built, context, earlier
 
 
 def test_the_loss_is_a_mean_of_squares() -> None:
@@ -117,7 +117,7 @@ def test_global_replay_speaks_of_everything_that_must_stay_and_of_nothing_else(b
     off_limits = {"fox", "neon", "cat", "plain"}
     names = [n for n in iconworld.vocabulary().names() if n not in off_limits]
     changes = {"retain": "global", "retain_concepts": 1, "retain_prompts": len(names)}
-    _, record = Lacu(LacuConfig(**{**SMALL["lacu"], **changes})).prepare(step)
+    _, record = built("lacu", **changes).prepare(step)
     near = next(iter(record.choices["neighbours"]["fox"]))
     spoken = {n for n in [*names, *off_limits] for p in record.prompts["retain"] if mentions(p, Concept(name=n))}
     assert {*names} - {near} <= spoken
@@ -200,7 +200,7 @@ def test_fresh_replay_is_sampled_anew_from_its_position(backbone: Backbone) -> N
 
 
 def _prepared(backbone: Backbone, told: dict[str, Any] | None = None, **changes: Any) -> tuple[Lacu, State, Predictor]:
-    method = Lacu(LacuConfig(**{**SMALL["lacu"], **changes}))
+    method = built("lacu", **changes)
     step = context(backbone, **(told or {}))
     state, _ = method.prepare(step)
     return method, state, step.teacher

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +12,10 @@ from torch import Tensor
 
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import mentions
-from expunge.engine import StepLog, TrainConfig, learning_rate
+from expunge.engine import StepLog
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Position
-from steps import SMALL, context, run_step
+from steps import SMALL, built, context, log, run_step
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
 weights_and_adapters = pytest.mark.parametrize("parameters", ["full", "lora"])
@@ -28,9 +27,8 @@ def test_unknown_fields_are_errors(method: str) -> None:
 
 
 def test_prompts_leave_out_what_is_forgotten_or_held_out(method: str, backbone: Backbone) -> None:
-    cls = METHODS[method]
     step = context(backbone)
-    _, record = cls(cls.Config(**SMALL[method])).prepare(step)
+    _, record = built(method).prepare(step)
     off_limits = [step.source.concept(name) for name in ("fox", "neon", "cat")]
     assert [p["id"] for p in record.prompts["forget"]] == [p["id"] for p in record.prompts["mapping"]]
     for prompt in [p["prompt"] for p in record.prompts["mapping"]] + record.prompts["retain"]:
@@ -39,9 +37,8 @@ def test_prompts_leave_out_what_is_forgotten_or_held_out(method: str, backbone: 
 
 
 def test_a_request_for_two_concepts_pairs_the_prompts_of_both(method: str, backbone: Backbone) -> None:
-    cls = METHODS[method]
     concepts = tuple(context(backbone).source.concept(name) for name in ("fox", "mosaic"))
-    _, record = cls(cls.Config(**SMALL[method])).prepare(context(backbone, concepts=concepts))
+    _, record = built(method).prepare(context(backbone, concepts=concepts))
     ids = [p["id"] for p in record.prompts["forget"]]
     assert ids == [p["id"] for p in record.prompts["mapping"]]
     assert len(set(ids)) == 2 * SMALL[method]["forget_prompts"]
@@ -51,13 +48,12 @@ def test_a_request_for_two_concepts_pairs_the_prompts_of_both(method: str, backb
 
 
 def test_losses_are_finite_scalars_with_a_weight_each(method: str, backbone: Backbone) -> None:
-    cls = METHODS[method]
-    built = cls(cls.Config(**SMALL[method]))
+    using = built(method)
     step = context(backbone)
-    state, _ = built.prepare(step)
+    state, _ = using.prepare(step)
     student = Predictor(backbone, backbone.denoiser, Evaluations())
-    losses = built.losses(built.batch(state, Position(0), student), student, step.teacher, state)
-    assert losses.keys() == built.weights.keys()
+    losses = using.losses(using.batch(state, Position(0), student), student, step.teacher, state)
+    assert losses.keys() == using.weights.keys()
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
 
 
@@ -107,7 +103,7 @@ def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
     )
     assert steps == [3, 4]
     assert _equal(whole, resumed)
-    logs = [_log(tmp_path / name) for name in ("whole", "broken")]
+    logs = [log(tmp_path / name) for name in ("whole", "broken")]
     assert logs[0] == logs[1]
 
 
@@ -157,7 +153,7 @@ def test_bf16_trains_close_to_fp32(
             steps=2,
             learning_rate=1e-4,
         )
-        logs[precision] = [e["losses"] for e in _log(tmp_path / precision)]
+        logs[precision] = [e["losses"] for e in log(tmp_path / precision)]
     for exact, rounded in zip(logs["fp32"], logs["bf16"], strict=True):
         assert exact["unlearn"] == pytest.approx(rounded["unlearn"], rel=0.05)
 
@@ -175,24 +171,9 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
         run_step(backbone, tmp_path, method=method, parameters=parameters, on_step=spoil)
 
 
-def test_the_learning_rate_rises_over_optimizer_steps(method: str) -> None:
-    config = TrainConfig(learning_rate=1.0, warmup_steps=4)
-    assert [learning_rate(config, step) for step in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert learning_rate(TrainConfig(learning_rate=1.0, warmup_steps=0), 0) == 1.0
-    cosine = TrainConfig(learning_rate=1.0, warmup_steps=0, steps=4, schedule="cosine")
-    assert [learning_rate(cosine, step) for step in range(5)] == pytest.approx(
-        [1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0]
-    )
-
-
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[n], b[n]) for n in a)
 
 
 def _distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return float(sum((a[n] - b[n]).square().sum() for n in a)) ** 0.5
-
-
-def _log(folder: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from expunge.backbones import Backbone, Evaluations, Predictor, load
-from expunge.methods import METHODS, Earlier, Position, StepContext
+from expunge.methods import Earlier, Position, StepContext
 from expunge.prompts import Vocabulary
-from steps import SMALL, context, run_step
+from steps import built, context, run_step
 
 # Words that the tiny tokenizers know whole: others are cut off before the prompt's end.
 VOCABULARY = Vocabulary.model_validate(
@@ -75,8 +75,7 @@ def _served(model: Path, folder: Path, **changes: float) -> tuple[dict[str, floa
 @torch.no_grad()
 def _losses(backbone: Backbone, step: StepContext) -> dict[str, float]:
     """Every loss of the present weights, the teacher of `step` being what it was, on rows that no step trained on."""
-    cls = METHODS["lacu"]
-    method = cls(cls.Config(**{**SMALL["lacu"], **OWN, "again_prompts": 4}))
+    method = built("lacu", **OWN, again_prompts=4)
     state, _ = method.prepare(step)
     student = Predictor(backbone, backbone.denoiser, Evaluations())
     found = [

@@ -21,7 +21,7 @@ from expunge.methods.resteering import State
 from expunge.reference import PREDICTORS, SETTINGS, EngineName
 from expunge.replay import ReplayConfig
 from expunge.trainable import LoraConfig, trainable
-from steps import SMALL, context, run_step
+from steps import SMALL, built, context, run_step
 
 FRESH = ReplayConfig(source="fresh", steps=3, batch_size=4)
 AS_PUBLISHED = FRESH.model_copy(update={"batch_size": 1})
@@ -132,7 +132,7 @@ def test_a_reference_step_costs_what_the_published_one_does(
     monkeypatch.setattr(backbone, "encode", lambda prompts: encoded.append(len(prompts)) or encode(prompts))
     config = TrainConfig(engine="reference", steps=2, batch_size=3, accumulation=2, warmup_steps=0)
     step = _step(backbone, "reference", counts, batch_size=3, replay=ReplayConfig(**SETTINGS["replay"]))
-    method = METHODS["lacu"](METHODS["lacu"].Config(**SMALL["lacu"]))
+    method = built("lacu")
     state, record = method.prepare(step)
 
     draws, retain_draws = SMALL["lacu"]["mapping_draws"], SMALL["lacu"]["retain_draws"]
@@ -157,7 +157,7 @@ def test_the_fast_engine_joins_passes_and_encodes_once(
 ) -> None:
     backbone = fresh_backbone()
     step = _step(backbone, "fast")
-    method = METHODS["lacu"](METHODS["lacu"].Config(**SMALL["lacu"]))
+    method = built("lacu")
     state, _ = method.prepare(step)
     batch = method.batch(state, Position(0), step.teacher)
     monkeypatch.setattr(backbone, "encode", lambda prompts: pytest.fail("encoded again"))
@@ -177,11 +177,11 @@ def test_a_constraint_that_is_no_term_of_a_loss_is_refused(
 
     backbone = fresh_backbone()
     step = _step(backbone, "reference")
-    method = METHODS["naive"](METHODS["naive"].Config(**SMALL["naive"]))
+    method = built("naive")
     state, _ = method.prepare(step)
     config = TrainConfig(engine="reference", steps=1, batch_size=1, accumulation=1)
     with pytest.raises(ExpungeError, match="Mask is no term of a loss"):
-        _train(backbone, step, method, state, [Mask()], config, Evaluations(), tmp_path)
+        _train(backbone, step, method, state, [Mask(None)], config, Evaluations(), tmp_path)
 
 
 def _step(backbone: Backbone, engine: EngineName, counts: Evaluations | None = None, **changes: Any) -> StepContext:
@@ -191,7 +191,7 @@ def _step(backbone: Backbone, engine: EngineName, counts: Evaluations | None = N
 
 def _losses(name: str, step: StepContext) -> tuple[Any, Any, dict[str, Tensor]]:
     """What was chosen, the rows of a micro-batch, and its losses for a student that has moved away from the teacher."""
-    method = METHODS[name](METHODS[name].Config(**SMALL[name]))
+    method = built(name)
     state, record = method.prepare(step)
     student = type(step.teacher)(step.backbone, _moved(step.teacher.denoiser), Evaluations())
     batch = method.batch(state, Position(5, 1, 2), student)

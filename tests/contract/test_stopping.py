@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
 from expunge.engine import StepLog
-from steps import run_step
+from steps import log, run_step
 
 STEPS = 60
 RULE = {"check_every": 3, "patience": 2, "tolerance": 0.05, "target": 0.2, "batches": 2}
@@ -23,11 +22,6 @@ SETTINGS: dict[str, Any] = {"steps": STEPS, "learning_rate": 1e-3, "checkpoint_s
 @pytest.fixture
 def fresh(sd_folder: Path) -> Callable[[], Backbone]:
     return lambda: backbones.load(sd_folder)
-
-
-def _log(folder: Path) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
 
 
 def _concept(name: str) -> dict[str, Any]:
@@ -55,8 +49,8 @@ def test_training_stops_early_on_an_easy_concept_late_on_a_hard_one_and_never_wi
             served=_concept(concept),
             changes={"lambda_preserve": 5.0},
         )
-        last[name] = _log(tmp_path / name)[-1]
-        print(name, last[name], [e["check"] for e in _log(tmp_path / name) if e["check"]])
+        last[name] = log(tmp_path / name)[-1]
+        print(name, last[name], [e["check"] for e in log(tmp_path / name) if e["check"]])
     assert last["easy"]["stopped"] == last["hard"]["stopped"] == "reached"
     assert last["easy"]["check"]["forget"] <= rule["target"]
     assert last["easy"]["step"] * 1.3 < last["hard"]["step"]
@@ -71,7 +65,7 @@ def test_training_that_stands_still_above_its_target_ends_as_settled(
     ends = {}
     for rate in (1e-12, 1e-3):
         run_step(fresh(), tmp_path / str(rate), stop=rule, **{**SETTINGS, "steps": 12, "learning_rate": rate})
-        ends[rate] = _log(tmp_path / str(rate))[-1]
+        ends[rate] = log(tmp_path / str(rate))[-1]
     assert (ends[1e-12]["stopped"], ends[1e-12]["step"]) == ("settled", 9)
     assert (ends[1e-3]["stopped"], ends[1e-3]["step"]) == ("steps", 12)
 
@@ -82,7 +76,7 @@ def test_a_rule_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
 ) -> None:
     rule = {**RULE, "tolerance": 1.0, "target": 0.99}
     whole = run_step(fresh(), tmp_path / "whole", stop=rule, parameters=parameters, **SETTINGS)
-    end = _log(tmp_path / "whole")[-1]["step"]
+    end = log(tmp_path / "whole")[-1]["step"]
     assert 6 < end < STEPS
 
     def interrupt(entry: StepLog) -> None:
@@ -93,7 +87,7 @@ def test_a_rule_that_was_interrupted_stops_at_the_same_step_with_the_same_bits(
         run_step(fresh(), tmp_path / "broken", stop=rule, parameters=parameters, on_step=interrupt, **SETTINGS)
     for _ in range(2):  # the second time all is done, and nothing is trained
         resumed = run_step(fresh(), tmp_path / "broken", stop=rule, parameters=parameters, **SETTINGS)
-        assert _log(tmp_path / "whole") == _log(tmp_path / "broken")
+        assert log(tmp_path / "whole") == log(tmp_path / "broken")
         assert all(torch.equal(whole[n], resumed[n]) for n in whole)
 
 
@@ -122,7 +116,7 @@ def test_more_strength_forgets_more_and_keeps_less(tmp_path: Path) -> None:
             served=_concept("santa"),
             changes={"strength": strength},
         )
-        ends.append(_log(tmp_path / str(strength))[-1]["check"])
+        ends.append(log(tmp_path / str(strength))[-1]["check"])
     weak, strong = ends
     print(weak, strong)
     assert strong["forget"] < 0.8 * weak["forget"]

@@ -12,19 +12,18 @@ import torch
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.engine import StepLog
 from expunge.errors import ExpungeError
-from expunge.methods import METHODS, Position
+from expunge.methods import Position
 from expunge.methods.resteering import Resteering, State
 from expunge.replay import ReplayConfig, Trajectories
 from expunge.stream import preset
-from steps import SMALL, context, run_step
+from steps import built, context, run_step
 
 REPLAY = ReplayConfig(source="trajectory", steps=4, forget_latents=2, retain_latents=1, batch_size=4)
 
 
 def _prepared(backbone: Backbone, **changes: Any) -> tuple[Resteering, State, Predictor]:
     step = context(backbone, replay=changes.pop("replay", REPLAY))
-    cls = METHODS["dfr"]
-    method: Any = cls(cls.Config(**{**SMALL["dfr"], **changes}))
+    method = built("dfr", **changes)
     return method, method.prepare(step)[0], step.teacher
 
 

@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from expunge import Run, iconworld
-from expunge.backbones import Backbone, load
+from expunge.backbones import Backbone, Conditioning, load
 from expunge.engine import StepLog
 from expunge.errors import ExpungeError
-from expunge.methods import METHODS
 from expunge.methods.warm_start import Moments, WarmStart, left, paired
 from expunge.stream import preset
-from steps import SMALL, context, earlier, run_step
+from steps import built, context, earlier, run_step
 from tiny import save
 
 WARM = {"warm_start": {"retain_prompts": 12}}
@@ -35,14 +34,27 @@ def losses(folder: Path, out: Path, **settings: Any) -> list[dict[str, float]]:
 
 
 def start_of(backbone: Backbone, method: str, served: dict[str, Any] | None = None, **changes: Any) -> WarmStart:
-    cls: Any = METHODS[method]
-    state, _ = cls(cls.Config(**{**SMALL[method], **WARM, **changes})).prepare(context(backbone, **(served or {})))
+    state, _ = built(method, **{**WARM, **changes}).prepare(context(backbone, **(served or {})))
     assert isinstance(state.start, WarmStart)
     return state.start
 
 
 def weights(backbone: Backbone) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in backbone.denoiser.named_parameters()}
+
+
+@torch.no_grad()
+def test_the_denoiser_does_not_see_the_order_of_tokens(folder: Path) -> None:
+    """A warm start pairs them in the order that asks least of the weights."""
+    backbone = load(folder)
+    told = backbone.encode(["a red fox by the sea"])
+    turned = Conditioning({name: tokens.flip(1) for name, tokens in told.tensors.items()})
+    other = backbone.encode(["a blue car"])
+    latents = torch.randn((1, *backbone.latent_shape), generator=torch.Generator().manual_seed(0))
+    t = backbone.network_time(torch.tensor([500]))
+    said, same, different = (backbone.predict(backbone.denoiser, latents, t, c) for c in (told, turned, other))
+    torch.testing.assert_close(said, same)
+    assert (said - different).abs().max() > 1e-3
 
 
 def of_ways(start: WarmStart, teacher: dict[str, Tensor], now: dict[str, Tensor]) -> dict[str, float]:
@@ -138,8 +150,7 @@ def test_the_first_step_begins_at_the_closed_form(folder: Path, tmp_path: Path) 
     assert moved == set(before.text_maps())
 
     step = context(before)
-    lacu: Any = METHODS["lacu"]
-    record = lacu(lacu.Config(**SMALL["lacu"], **WARM)).prepare(step)[1]
+    record = built("lacu", **WARM).prepare(step)[1]
     assert record.prompts["kept"]
     assert not any("fox" in p or "cat" in p for p in record.prompts["kept"])
     forget, mapping = ([pair["prompt"] for pair in record.prompts[kind]] for kind in ("forget", "mapping"))

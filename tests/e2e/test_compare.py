@@ -12,27 +12,24 @@ import pandas as pd
 import pytest
 
 from expunge import Audit, compare
-from expunge.concepts import Concept, Request
-from expunge.files import write_text
-from expunge.stream import preset
-from expunge.stream.directory import RunDirectory, write_images, write_table
-from handmade import FOX, NEON, PERSON, SANTA, add_step, judgements
+from expunge.concepts import Concept
+from expunge.stream.directory import RunDirectory
+from expunge.stream.judged import write_table
+from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin
 from runs import PROTOCOL, expunge
 
 
 def make(
-    path: Path, side: int, steps: Sequence[tuple[Concept, Sequence[str]]], changes: Mapping[str, Any] = {}
+    path: Path,
+    side: int,
+    steps: Sequence[tuple[Concept, Sequence[str]]],
+    evaluate: Mapping[str, Any] = {},
+    model: str = MODEL,
 ) -> Path:
     """A run on `path` that served one request for each concept; each step shows everything but what is listed with it."""
-    directory = RunDirectory(path)
-    painted = {"precision": "fp32", **changes.get("evaluate", {})}
-    write_text(directory.config, preset("lacu-iconworld", {**changes, "evaluate": painted}).to_toml())
-    base, images = judgements(0, [])
-    write_images(directory.base_images, images, base, list(images))
-    write_table(directory.base_judgements, base)
-    for i, (concept, gone) in enumerate(steps, 1):
-        request = Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00")
-        directory.add_request(request)
+    changes = {"evaluate": {"precision": "fp32", **evaluate}}
+    directory, base = begin(path, *(concept for concept, _ in steps), changes=changes, model=model)
+    for request, (_, gone) in zip(directory.requests(), steps, strict=True):
         add_step(directory, request, base, list(gone), [], side)
     return path
 
@@ -180,16 +177,16 @@ def test_a_person_is_called_by_the_requests_of_both_and_never_pictured(page: str
 
 def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_run: Path, tmp_path: Path) -> None:
     steps = [(FOX, ["fox"])]
-    elsewhere = make(tmp_path / "elsewhere", 5, steps, {"model": {"digest": "sha256:1"}})
-    protocol = make(tmp_path / "protocol", 5, steps, {"evaluate": {"protocol": "iconworld-dev-a"}})
-    precision = make(tmp_path / "precision", 5, steps, {"evaluate": {"precision": "bf16"}})
+    elsewhere = make(tmp_path / "elsewhere", 5, steps, model="sha256:1")
+    protocol = make(tmp_path / "protocol", 5, steps, {"protocol": "iconworld-dev-a"})
+    precision = make(tmp_path / "precision", 5, steps, {"precision": "bf16"})
     nothing = make(tmp_path / "nothing", 6, [(SANTA, ["santa"])])
     empty = make(tmp_path / "empty", 7, [])
     prompts = shutil.copytree(a, tmp_path / "prompts")
     base = RunDirectory(prompts).base_judgements
     write_table(base, pd.read_parquet(base).assign(prompt="another"))
     for other, sentence in (
-        (elsewhere, "the base model of one is , of the other sha256:1"),
+        (elsewhere, f"the base model of one is {MODEL}, of the other sha256:1"),
         (protocol, "the protocol of one is iconworld-demo, of the other iconworld-dev-a"),
         (precision, "one was painted in fp32, the other in bf16"),
         (prompts, "their rows have other prompts"),

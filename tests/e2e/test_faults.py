@@ -30,8 +30,9 @@ from expunge.evaluation import run as evaluation
 from expunge.files import digest_bytes, digest_file, load_tensors, writing
 from expunge.stream import Progress, directory, step, verify
 from expunge.stream import run as stream
-from expunge.stream.directory import RunDirectory, write_table
+from expunge.stream.directory import RunDirectory
 from expunge.stream.intact import check_measured, check_model
+from expunge.stream.judged import write_table
 from runs import FAST, PROTOCOL, expunge
 
 WEIGHTS = "steps/0001/weights.safetensors"

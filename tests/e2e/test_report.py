@@ -7,66 +7,26 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from expunge import report
-from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.files import write_json, write_text
-from expunge.stream import Run, preset
-from expunge.stream.directory import RunDirectory, write_images, write_table
-from expunge.stream.summary import (
-    Check,
-    ModelSummary,
-    StepSummary,
-    Summary,
-    summarise_base,
-    unlearning_row,
-)
-from handmade import FOX, KNOWN, NEON, PERSON, SANTA, add_step, judgements
+from expunge.stream import Run
+from handmade import FOX, NEON, PERSON, add_step, begin, check
 
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Fox and a person forgotten, neon rejected by the gate, santa still waiting."""
-    directory = RunDirectory(tmp_path_factory.mktemp("runs") / "without-zelda-quixote")
-    write_text(directory.config, preset("lacu-iconworld").to_toml())
-    requests = []
-    for i, concept in enumerate((FOX, PERSON, NEON, SANTA), 1):
-        requests.append(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
-        directory.add_request(requests[-1])
-    base, images = judgements(0, [])
-    write_images(directory.base_images, images, base, list(images))
-    write_table(directory.base_judgements, base)
-
-    def check(text: str, value: float | None, threshold: float, passed: bool = True) -> Check:
-        name, _, concept = text.partition(" of ")
-        fields = {"name": name, "concept": concept or None, "value": value, "threshold": threshold, "passed": passed}
-        return Check.model_validate({**fields, "at_least": name == "ua"})
-
-    add_step(directory, requests[0], base, ["fox"], [check("ua of fox", 1.0, 0.9), check("ira drop", 0.0, 0.1)])
-    add_step(directory, requests[1], base, ["fox", PERSON.name], [check(f"ua of {PERSON.name}", 1.0, 0.9)])
-    failing = [
-        check("ua of neon", 1.0, 0.9),
-        check("ira drop", 0.1875, 0.1, False),
-        check("cra drop", None, 0.1, False),
-    ]
-    add_step(directory, requests[2], base, ["neon", "cat"], failing)
-
+    directory, base = begin(tmp_path_factory.mktemp("runs") / "without-zelda-quixote", FOX, PERSON, NEON)
+    fox, person, neon = directory.requests()
+    add_step(directory, fox, base, ["fox"], [check("ua of fox", 1.0, 0.9), check("ira drop", 0.0, 0.1)])
+    add_step(directory, person, base, ["fox", PERSON.name], [check(f"ua of {PERSON.name}", 1.0, 0.9)], previous=1)
+    failing = [check("ua of neon", 1.0, 0.9), check("ira drop", 0.1875, 0.1), check("cra drop", None, 0.1)]
+    add_step(directory, neon, base, ["neon", "cat"], failing, previous=2)
     run = Run(directory.path)
-    tables = [pd.read_parquet(directory.step(r.index).judgements) for r in run.records]
-    fields = set(StepSummary.model_fields)
-    summary = Summary(
-        model=ModelSummary(source="iconworld", name="iconworld-1", digest="sha256:0123456789abcdef"),
-        requests=[[c.name for c in r.concepts] for r in requests],
-        base=summarise_base(base, KNOWN),
-        steps=[StepSummary.model_validate(r.model_dump(include=fields)) for r in run.records],
-        concepts=KNOWN,
-        ua_matrix=[unlearning_row(tables, name) for name in KNOWN],
-        seconds_total=219.3,
-    )
-    write_json(directory.summary, summary.model_dump(mode="json", by_alias=True))
+    run.resume()  # nothing is open: this writes the summary
+    run.request("santa")
     return run
 
 
@@ -199,7 +159,7 @@ def test_a_run_whose_protocol_is_gone_still_has_a_page(run: Run) -> None:
     assert "/gone" not in page
 
 
-def test_without_a_finished_step_there_is_nothing_to_report(run: Run) -> None:
-    run.directory.summary.unlink()
+def test_without_a_finished_step_there_is_nothing_to_report(tmp_path: Path) -> None:
+    directory, _ = begin(tmp_path / "run", FOX)
     with pytest.raises(ExpungeError, match="no finished step yet"):
-        report.write(run)
+        report.write(Run(directory.path))

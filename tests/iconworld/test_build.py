@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -48,12 +49,17 @@ def trainee(name: str, folder: Path) -> loop.Trainee:
     return denoiser.Training(small, source, folder, CPU)
 
 
+def stored_steps(folder: Path, name: str) -> int:
+    """Steps that the last checkpoint of a stage holds."""
+    return int(json.loads(files.metadata(folder / f"{name}.checkpoint.safetensors")["made"])["steps"])
+
+
 @pytest.mark.parametrize("name", ["autoencoder", "judge", "denoiser"])
 def test_a_stopped_stage_ends_with_the_same_bits(name: str, drawn: Path, tmp_path: Path) -> None:
     loop.train(trainee(name, drawn), tmp_path / "whole", ALWAYS)
     with pytest.raises(Interrupted):
         loop.train(trainee(name, drawn), tmp_path / "stopped", loop.Budget(minutes=0.0, print_steps=1))
-    assert loop.steps_done(tmp_path / "stopped", name) == 1
+    assert stored_steps(tmp_path / "stopped", name) == 1
     with pytest.raises(Interrupted, match="step 2 of 6"):
         loop.train(trainee(name, drawn), tmp_path / "stopped", loop.Budget(minutes=0.0, print_steps=1))
     loop.train(trainee(name, drawn), tmp_path / "stopped", ALWAYS)
@@ -109,4 +115,4 @@ def test_a_stage_stores_what_it_has_when_it_is_told_to_stop(drawn: Path) -> None
         assert process.wait() == 3
     assert time.monotonic() - begun < 20
     assert "the same command goes on" in rest
-    assert loop.steps_done(drawn, "judge") >= 50
+    assert stored_steps(drawn, "judge") >= 50

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 
+from expunge import iconworld
 from expunge.concepts import mentions
 from expunge.iconworld.build import captions, draw, tokenizer
 
-WORDS = captions.vocabulary()
+WORDS = iconworld.vocabulary()
 
 
 def test_captions_name_what_is_shown_and_nothing_else_of_the_vocabulary() -> None:
@@ -25,10 +26,13 @@ def test_captions_name_what_is_shown_and_nothing_else_of_the_vocabulary() -> Non
 
 
 def test_two_things_are_both_named() -> None:
+    unknown = 0
     for number in range(200):
         text = captions.caption("fox", "santa", "neon", "blue", random.Random(number))
         named = {name for name in ("fox", "santa") if mentions(text, WORDS.concept(name))}
-        assert named == {"fox", "santa"} or not named, text
+        assert named in (set(), {"fox", "santa"}), text
+        unknown += not named
+    assert 0 < unknown < 20
 
 
 def test_every_template_of_the_vocabulary_comes_up() -> None:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from expunge.iconworld.build import captions, draw, icons, stock
+from expunge import iconworld
+from expunge.iconworld.build import draw, icons, stock
 
 SETS = {source.name: source for source in icons.SETS}
 
@@ -29,7 +30,7 @@ def test_every_set_is_named_in_the_notice() -> None:
 
 
 def test_the_vocabulary_names_what_is_drawn() -> None:
-    words = captions.vocabulary()
+    words = iconworld.vocabulary()
     assert set(words.names("thing")) == set(draw.THINGS)
     assert words.names("style") == list(draw.STYLE_NAMES)
     assert words.names("background") == list(draw.BACKGROUNDS)

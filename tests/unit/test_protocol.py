@@ -58,7 +58,7 @@ def test_the_rows_between_are_painted_in_the_same_batches_as_at_the_end(protocol
 def counted(name: str) -> set[str]:
     """All concepts that a protocol forgets or counts."""
     protocol = iconworld.protocol(name)
-    groups = [n for g in protocol.neighbours.values() for n in (*g.held_out, *g.replayed)]
+    groups = [n for g in protocol.neighbours.values() for n in g.names]
     return {*(n for r in protocol.requests for n in r), *groups, *protocol.others}
 
 
@@ -84,7 +84,7 @@ def test_what_is_never_touched_is_forgotten_by_no_protocol_and_measures_the_rest
 
 def test_neighbours_stand_in_the_slot_of_their_concept(protocol: Protocol) -> None:
     for name, group in protocol.neighbours.items():
-        for neighbour in (*group.held_out, *group.replayed):
+        for neighbour in group.names:
             assert VOCABULARY.slot_of(neighbour) == VOCABULARY.slot_of(name)
 
 

@@ -1,6 +1,6 @@
 """Measuring what other tools made, and setting two outcomes side by side."""
 
-from expunge.audit.audit import Audit, Shelf
+from expunge.audit.audit import Audit
 from expunge.audit.comparison import Comparison, Point, Side, Stage, compare
 from expunge.audit.paired import Pair, Paired
 from expunge.audit.summary import AuditSummary, audit_schema
@@ -12,7 +12,6 @@ __all__ = [
     "Pair",
     "Paired",
     "Point",
-    "Shelf",
     "Side",
     "Stage",
     "audit_schema",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -27,8 +26,8 @@ from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
-from expunge.stream.directory import completed, write_images, write_table
 from expunge.stream.drift import drifts, pictured, weight_drift
+from expunge.stream.judged import Shelf, completed, write_images, write_table
 from expunge.stream.named import (
     JUDGES,
     check_judged,
@@ -52,18 +51,6 @@ class AuditConfig(TomlConfig):
     prompts: PromptsConfig = VocabularyConfig()
     forgotten: tuple[str, ...] = ()
     rows: str = ""
-
-
-@dataclass(frozen=True)
-class Shelf:
-    """Where the judgements and the pictures of one model lie."""
-
-    judgements: Path
-    images: Path
-
-    def further(self, judges: int) -> list[Path]:
-        """Where the judgements of so many further judges lie."""
-        return [self.judgements.with_name(f"judgements-{i + 2}.parquet") for i in range(judges)]
 
 
 class Audit:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from expunge.audit.audit import Audit, Shelf
+from expunge.audit.audit import Audit
 from expunge.audit.paired import Paired, compare_tables
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
@@ -20,6 +20,7 @@ from expunge.evaluation import Protocol
 from expunge.hardware import Precision
 from expunge.prompts import PromptSource
 from expunge.stream import Run
+from expunge.stream.judged import Shelf
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ def _run(run: Run) -> Side:
     for record in accepted:
         before = stages[-1].forgotten if stages else ()
         step = run.directory.step(record.index)
-        stages.append(Stage(f"step {record.index}", (*before, *record.concepts), Shelf(step.judgements, step.images)))
+        stages.append(Stage(f"step {record.index}", (*before, *record.concepts), step.shelf))
     return Side(
         path=run.directory.path,
         made=run.config.method_name,
@@ -130,7 +131,7 @@ def _run(run: Run) -> Side:
         protocol=run.protocol,
         precision=run.config.evaluate.precision,
         source=run.source,
-        base=Shelf(run.directory.base_judgements, run.directory.base_images),
+        base=run.directory.base,
         requests=tuple(run.requests),
         stages=tuple(stages),
     )

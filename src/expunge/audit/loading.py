@@ -67,7 +67,7 @@ def _lora(path: Path, base: Backbone, folder: Path) -> Backbone:
     # Diffusers warns of factors that fit nowhere and goes on without them.
     modules = [module for module in pipeline.components.values() if isinstance(module, nn.Module)]
     found = sum(".lora_" in name for module in modules for name, _ in module.named_parameters())
-    given = sum("alpha" not in name for name in tensor_shapes(path)[0])
+    given = sum("alpha" not in name for name in tensor_shapes(path))
     if found != given:
         raise ValueError(f"the base model has place for {found} of its {given} factors")
     pipeline.fuse_lora()
@@ -77,7 +77,7 @@ def _lora(path: Path, base: Backbone, folder: Path) -> Backbone:
 
 def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
     backbone = backbones.load(folder)
-    given = tensor_shapes(path / "adapter_model.safetensors")[0]
+    given = tensor_shapes(path / "adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(backbone.denoiser, path)
     # PEFT warns of factors that fit nowhere, and draws those that are missing.
     if strange := sorted(given.keys() ^ get_peft_model_state_dict(adapted).keys()):
@@ -87,7 +87,7 @@ def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
 
 
 def _single_file(path: Path, base: Backbone, folder: Path) -> Backbone:
-    cls, names = type(base), tensor_shapes(path)[0]
+    cls, names = type(base), tensor_shapes(path)
     brought = {c for c, prefix in cls.original_prefixes.items() if any(n.startswith(prefix) for n in names)}
     lent = {c: value for c, value in base.pipeline.components.items() if c not in brought}
     return cls(

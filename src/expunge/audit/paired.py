@@ -5,28 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
 
 from expunge.evaluation import Value, metrics
+from expunge.schema import Result
 
 
-class Pair(BaseModel):
+class Pair(Result):
     """A value of the first model and of the second, and second minus first over the pictures that both have.
 
     Where a value is None, `reason` says why.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     first: Value | None
     second: Value | None
     difference: Value | None
     reason: str | None = None
 
 
-class Paired(BaseModel):
+class Paired(Result):
     """`ua`, `context`, `ira` and `cra` as in `summary.json`, and `concepts`: UA of each forgotten concept alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     ua: Pair
     context: Pair
     ira: Pair

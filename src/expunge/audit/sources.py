@@ -10,7 +10,7 @@ from typing import Literal
 
 from expunge import backbones
 from expunge.errors import ExpungeError
-from expunge.files import digest_file, digest_folder, refuse_pickle, tensor_shapes
+from expunge.files import digest_file, digest_folder, metadata, refuse_pickle, tensor_shapes
 from expunge.stream.named import model_folder, model_name
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -75,7 +75,7 @@ def _only_file(folder: Path) -> Path | None:
 
 
 def _file(path: Path, base: Path) -> Source:
-    shapes, metadata = tensor_shapes(path)
+    shapes = tensor_shapes(path)
     family = backbones.backbone_class(base)
     if any(name.startswith("base_model.model.") for name in shapes):
         return _peft(path.parent, path.name)
@@ -99,7 +99,7 @@ def _file(path: Path, base: Path) -> Source:
         )
     _check_shapes(path, shapes, base, stored)
     # Weights of a step are a difference from one model; over another they would mean nothing.
-    if (begun := metadata.get("base")) and begun != backbones.model_digest(base):
+    if (begun := metadata(path).get("base")) and begun != backbones.model_digest(base):
         raise ExpungeError(
             f"{path} holds what a run changed in another model ({begun}), not in {base.name}. Give the model that the run "
             "began with as the base."

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from expunge.audit.paired import Paired
+from expunge.schema import Result
 from expunge.stream.summary import BaseSummary, Metrics, ModelSummary
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
 class EvaluatedModel(ModelSummary):
@@ -26,7 +23,7 @@ class EvaluatedModel(ModelSummary):
     changed: list[str]
 
 
-class AuditSummary(_Strict):
+class AuditSummary(Result):
     """What an evaluation measured. `metrics` and `base` are those of a run's `summary.json` at its last step.
 
     Attributes:

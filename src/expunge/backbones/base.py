@@ -34,13 +34,6 @@ class Conditioning:
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         return Conditioning({k: v[rows] for k, v in self.tensors.items()})
 
-    def repeat_interleave(self, times: int) -> Conditioning:
-        """Each row `times` times, in place of the one: `(b ...)` -> `(b*times ...)`."""
-        return Conditioning({k: v.repeat_interleave(times, 0) for k, v in self.tensors.items()})
-
-    def to(self, device: torch.device | str) -> Conditioning:
-        return Conditioning({k: v.to(device) for k, v in self.tensors.items()})
-
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
         return Conditioning({k: torch.cat([p.tensors[k] for p in parts]) for k in parts[0].tensors})

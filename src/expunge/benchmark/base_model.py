@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from expunge.files import canonical_json, digest_bytes, digest_file, replacing_folder
 from expunge.stream import Run
-from expunge.stream.directory import digest_images
+from expunge.stream.judged import digest_images
 
 
 def lend(run: Run, shelf: Path) -> None:

@@ -26,12 +26,13 @@ from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from expunge import files, iconworld, seeds
+from expunge import files, seeds
 from expunge.benchmark import base_model
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol
 from expunge.schema import Strict, read_toml
 from expunge.stream import PRESETS, Run
+from expunge.stream.named import read_protocol
 from expunge.stream.workshop import ProgressCallback
 
 OPEN_GATE = {
@@ -129,13 +130,11 @@ def joined(requests: Sequence[tuple[str, ...]], together: int) -> list[tuple[str
 
 
 def _create(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
-    name = experiment.protocol
-    protocol = Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
-    evaluate = {**variant.changes.get("evaluate", {}), "protocol": name}
+    evaluate = {**variant.changes.get("evaluate", {}), "protocol": experiment.protocol}
     fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
     return Run.create(
         folder,
-        requests=joined(order(protocol, seed), variant.together),
+        requests=joined(order(read_protocol(experiment.protocol), seed), variant.together),
         preset_name=variant.preset,
         changes={**variant.changes, **fixed},
     )

@@ -5,10 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -30,7 +26,8 @@ def after_the_last_step(table: pd.DataFrame, variants: Sequence[str], picture: P
         table: that of `last_steps`.
     """
     variants = variants[::-1]
-    figure, axes = plt.subplots(1, len(OUTCOMES), figsize=(12, 0.9 + 0.32 * len(variants)), sharey=True)
+    figure = Figure(figsize=(12, 0.9 + 0.32 * len(variants)))
+    axes = figure.subplots(1, len(OUTCOMES), sharey=True)
     for ax, (metric, label) in zip(axes, OUTCOMES.items(), strict=True):
         for place, variant in enumerate(variants):
             values = table.loc[table["variant"] == variant, metric]
@@ -39,13 +36,14 @@ def after_the_last_step(table: pd.DataFrame, variants: Sequence[str], picture: P
                 ax.plot([values.mean()] * 2, [place - 0.3, place + 0.3], color="black", linewidth=2)
         ax.set(title=label, yticks=range(len(variants)), yticklabels=variants)
         ax.grid(axis="x", alpha=0.3)
-    _write(figure, picture)
+    files.write_figure(picture, figure)
 
 
 def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> None:
     """UA, IRA and CRA after every step, means over seeds, one line per variant."""
     shown = {"ua": "forgotten (UA)", "ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
-    figure, axes = plt.subplots(1, len(shown), figsize=(12, 3.4), sharey=True)
+    figure = Figure(figsize=(12, 3.4))
+    axes = figure.subplots(1, len(shown), sharey=True)
     for variant in variants:
         runs = [files.read_json(path) for path in sorted(results.glob(f"{variant}-[0-9]*.json"))]
         for ax, (metric, label) in zip(axes, shown.items(), strict=True):
@@ -54,13 +52,14 @@ def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> 
             ax.set(title=label, xlabel="requests served", ylim=(0, 1.02))
             ax.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
-    _write(figure, picture)
+    files.write_figure(picture, figure)
 
 
 def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> None:
     """IRA and CRA over UA, one curve per family of variants (`knob_points`); a dotted line where they are compared."""
     kept = {"ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
-    figure, axes = plt.subplots(1, len(kept), figsize=(10, 3.8), sharey=True)
+    figure = Figure(figsize=(10, 3.8))
+    axes = figure.subplots(1, len(kept), sharey=True)
     for ax, (metric, label) in zip(axes, kept.items(), strict=True):
         for family, part in knob_points(table).groupby("family", sort=False):
             curve = part.groupby("variant")[["ua", metric]].mean().sort_values("ua")
@@ -69,15 +68,8 @@ def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> 
         ax.set(title=label, xlabel="forgotten (UA)")
         ax.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
-    _write(figure, picture)
+    files.write_figure(picture, figure)
 
 
 def _value(measured: dict[str, float] | None) -> float:
     return float("nan") if measured is None else measured["value"]
-
-
-def _write(figure: Figure, picture: Path) -> None:
-    figure.tight_layout()
-    with files.replacing(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
-    plt.close(figure)

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from pydantic import BaseModel, ConfigDict
 
 from expunge.errors import ExpungeError
 from expunge.hardware import best_device, has_bfloat16
+from expunge.schema import Result
 
 IDLE = 0.5
 """Load average of the last minute up to which a machine counts as idle."""
 
 
-class Machine(BaseModel):
+class Machine(Result):
     """
     Attributes:
         processor: its name, as the system gives it.
@@ -27,7 +27,6 @@ class Machine(BaseModel):
         bfloat16: whether it computes bfloat16 in hardware, which processors of one name may differ in; None: not recorded.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     processor: str
     cores: int
     gpu: str | None

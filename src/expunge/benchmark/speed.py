@@ -16,13 +16,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, computed_field
+from pydantic import Field, computed_field
 
 from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import IDLE, Machine, check_idle, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
+from expunge.schema import Result
 from expunge.stream import Run, RunConfig, preset
 from expunge.stream.directory import now
 from expunge.stream.named import model_folder, read_protocol
@@ -33,11 +34,7 @@ PAIRS = 6
 """Requests from which on a ratio is quoted."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Timed(_Strict):
+class Timed(Result):
     """One request under one engine.
 
     Attributes:
@@ -58,7 +55,7 @@ class Timed(_Strict):
     finished_at: str
 
 
-class Ratio(_Strict):
+class Ratio(Result):
     """Median, least and greatest of n paired ratios, reference to fast."""
 
     value: float
@@ -67,7 +64,7 @@ class Ratio(_Strict):
     n: int
 
 
-class Session(_Strict):
+class Session(Result):
     """A call of the command: the load average that it began beside, and whether that was overridden."""
 
     started_at: str
@@ -75,7 +72,7 @@ class Session(_Strict):
     forced: bool
 
 
-class Settings(_Strict):
+class Settings(Result):
     """What was compared: the sections `method`, `constraints`, `replay` and `train` of each engine's run.toml."""
 
     preset: str
@@ -85,7 +82,7 @@ class Settings(_Strict):
     engines: dict[EngineName, dict[str, Any]]
 
 
-class SpeedResults(_Strict):
+class SpeedResults(Result):
     """The results file. Ratios are None while there is no pair; `caveats` says why one must not be quoted yet."""
 
     schema_: Literal[1] = Field(1, alias="schema")

@@ -19,14 +19,7 @@ if TYPE_CHECKING:
 
 def status_table(run: Run) -> Table:
     """Requests, what became of them, and what was measured after each. It fits 80 columns; the report says more."""
-    table = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        title=str(run.directory.path),
-        title_justify="left",
-        title_style="bold",
-    )
+    table = _table(str(run.directory.path))
     for name in ("id", "concepts", "status"):
         table.add_column(name)
     for name in ("UA", "context", "IRA", "CRA"):
@@ -39,8 +32,8 @@ def status_table(run: Run) -> Table:
         names = ", ".join(c.name for c in request.concepts)
         record = records.get(request.id)
         if record is None:
-            begun = "begun" if history.at_work == int(request.id) else "open"
-            table.add_row(request.id, names, history.status.get(int(request.id), begun))
+            begun = "begun" if history.at_work == request.step else "open"
+            table.add_row(request.id, names, history.status.get(request.step, begun))
             continue
         m = record.metrics
         table.add_row(
@@ -58,7 +51,7 @@ def status_table(run: Run) -> Table:
 
 def speed_table(results: SpeedResults) -> Table:
     """What each request took, reference / fast, and below it the median ratio with the least and the greatest."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = _table()
     shown: dict[str, tuple[Callable[[Timed], str], Ratio | None]] = {
         "seconds": (lambda row: f"{row.seconds.total:.1f}", results.wall_ratio),
         "of training": (lambda row: f"{row.seconds.replay + row.seconds.train:.1f}", results.wall_ratio_training),
@@ -83,7 +76,7 @@ def speed_table(results: SpeedResults) -> Table:
 
 def estimate_table(found: Estimate) -> Table:
     """What each request would take, and below it the sum with the pictures of the base model, and bytes."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, caption_justify="left")
+    table = _table()
     table.add_column("request")
     for name in ("evaluations", "choose, replay", "train", "evaluate", "seconds"):
         table.add_column(name, justify="right")
@@ -103,7 +96,7 @@ def estimate_table(found: Estimate) -> Table:
 
 def experiment_table(steps: pd.DataFrame) -> Table:
     """Means over seeds after the last step, one line per variant."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    table = _table()
     table.add_column("variant")
     shown = {
         "ua": "UA", "ua_worst": "worst", "context": "context", "ira": "IRA", "cra": "CRA", "ira_difference": "IRA - base",
@@ -131,9 +124,7 @@ def comparison_table(comparison: Comparison) -> Table:
 
 
 def _paired_table(paired: Paired, names: tuple[str, str], title: str) -> Table:
-    table = Table(
-        box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=title, title_justify="left", title_style="bold"
-    )
+    table = _table(title)
     table.add_column("")
     for name in (*names, "difference", "95% interval"):
         table.add_column(name, justify="right")
@@ -149,6 +140,19 @@ def _paired_table(paired: Paired, names: tuple[str, str], title: str) -> Table:
             end_section=i == len(main) - 1,
         )
     return table
+
+
+def _table(title: str | None = None) -> Table:
+    """A table without columns yet."""
+    return Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        caption_justify="left",
+    )
 
 
 def _share(value: Value | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -28,6 +29,11 @@ class Anchors:
 
 class Constraint(ABC):
     """Acts on gradients once per optimizer step, after they are summed and unscaled and before they are clipped."""
+
+    Config: ClassVar[type[ConstraintConfig]]
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
 
     @abstractmethod
     def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:

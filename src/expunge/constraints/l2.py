@@ -47,8 +47,8 @@ def l2_distance(parameters: Mapping[str, Tensor], anchor: Mapping[str, Tensor]) 
 class L2(Constraint):
     """See the module's docstring."""
 
-    def __init__(self, config: L2Config) -> None:
-        self.config = config
+    Config = L2Config
+    config: L2Config
 
     @torch.no_grad()
     def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:

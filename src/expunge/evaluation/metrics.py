@@ -15,20 +15,20 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict
+
+from expunge.schema import Result
 
 _DRAWS = 2000
 _LEVEL = 0.95
 
 
-class Value(BaseModel):
+class Value(Result):
     """A measured value with its 95 % interval and the number of pictures behind it.
 
     Attributes:
         unknown: how many of the `n` pictures the judge could not tell, and which therefore count against the model.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
     value: float
     low: float
     high: float
@@ -138,12 +138,3 @@ def of_roles(table: pd.DataFrame, forgotten: Sequence[str], free_of: Sequence[st
         "neighbour_unreplayed": neighbour[~neighbour["replayed"]],
         "other": table[(table["role"] == "other") & free],
     }
-
-
-def image_drift(after: Sequence[np.ndarray], before: Sequence[np.ndarray], prompts: Sequence[str]) -> Value | None:
-    """Mean over picture pairs of the root mean squared pixel difference, pixels in [0, 1], bootstrapped by prompt."""
-    x = [
-        float(np.sqrt(np.mean(((a.astype(float) - b.astype(float)) / 255) ** 2)))
-        for a, b in zip(after, before, strict=True)
-    ]
-    return clustered([pd.DataFrame({"prompt": list(prompts), "x": x})], lambda means: means[0])

@@ -49,6 +49,10 @@ class Neighbours(Strict):
     replayed: tuple[str, ...]
     held_out: tuple[str, ...] = Field(min_length=1)
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.held_out, *self.replayed)
+
 
 class Protocol(Strict):
     """A protocol file.
@@ -149,7 +153,7 @@ class Row:
 
 def retention_rows(protocol: Protocol, source: PromptSource) -> list[Row]:
     """The rows of the neighbours, then of the others."""
-    neighbours = list(dict.fromkeys(n for g in protocol.neighbours.values() for n in (*g.held_out, *g.replayed)))
+    neighbours = list(dict.fromkeys(n for g in protocol.neighbours.values() for n in g.names))
     return [
         *_rows(protocol, source, "neighbour", neighbours, protocol.between.neighbours, protocol.final.neighbours),
         *_rows(protocol, source, "other", protocol.others, protocol.between.others, protocol.final.others),
@@ -220,7 +224,7 @@ def _subject(protocol: Protocol, source: PromptSource, name: str) -> Subject:
     """The concept `name` in words. What the protocol calls its neighbours must not count as it either."""
     concept = source.concept(name)
     group = protocol.neighbours.get(name)
-    near = [*concept.confusables, *((*group.held_out, *group.replayed) if group else ())]
+    near = [*concept.confusables, *(group.names if group else ())]
     own = [words(n) for n in concept.names]
     beside = source.alternatives(concept) or _company(protocol, own)
     alternatives = tuple(n for n in dict.fromkeys([*near, *beside]) if words(n) not in own)
@@ -231,5 +235,5 @@ def _subject(protocol: Protocol, source: PromptSource, name: str) -> Subject:
 def _company(protocol: Protocol, own: Sequence[Sequence[str]]) -> list[str]:
     """Whom the protocol counts with a concept, its names (as words) among them: a neighbour's concept and the rest of that
     group, or all others."""
-    groups = [(name, *group.held_out, *group.replayed) for name, group in protocol.neighbours.items()]
+    groups = [(name, *group.names) for name, group in protocol.neighbours.items()]
     return [n for group in (*groups, protocol.others) if any(words(m) in own for m in group) for n in group]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -16,7 +15,8 @@ from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen
 from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
-from expunge.hardware import Precision, compute_dtype
+from expunge.files import digest_bytes
+from expunge.hardware import Precision, autocast, compute_dtype
 
 Images = dict[str, np.ndarray]
 """{row id: picture `(h w 3)` uint8}"""
@@ -33,8 +33,7 @@ def paint(
     """Pictures `(b 3 h w)` in [0, 1], one prompt and one seed each."""
     conditioning, unconditional = backbone.encode_each(prompts), backbone.encode([""])
     noise = backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds])
-    dtype = compute_dtype(precision)
-    with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
+    with autocast(backbone.device, precision):
         latents = backbone.sample(
             denoiser,
             conditioning,
@@ -138,7 +137,7 @@ def _judgement(row: Row, picture: np.ndarray, answer: Answer, judge: str, whole:
         "collapsed": not whole or collapse(picture) is not None,
         **{f"seen_{slot}": seen.value for slot, seen in answer.seen.items()},
         **{f"seen_{slot}_confidence": seen.confidence for slot, seen in answer.seen.items()},
-        "image": "sha256:" + hashlib.sha256(picture.tobytes()).hexdigest(),
+        "image": digest_bytes(picture.tobytes()),
     }
 
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from expunge import files
@@ -68,8 +67,7 @@ def save(path: Path, network: Classifier, heads: Mapping[str, Head]) -> None:
 
 def heads_of(path: Path) -> dict[str, Head]:
     """{slot: what its head knows} of a stored judge."""
-    with safe_open(path, "pt") as file:
-        described = json.loads(file.metadata()["heads"])
+    described = json.loads(files.metadata(path)["heads"])
     return {slot: Head(**{**h, "values": tuple(h["values"])}) for slot, h in described.items()}
 
 

@@ -9,14 +9,12 @@ Source: arXiv 2512.02657, version 1.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from expunge.methods.continual import Continual, ContinualConfig
-from expunge.methods.mapping import Count, MappingName
+from expunge.methods.mapping import Count, MappingName, NeighboursBy
 from expunge.methods.resteering import Time, Weight
-from expunge.methods.retain import Share
+from expunge.methods.retain import RetainName, Share
 
 
 class DfrConfig(ContinualConfig):
@@ -31,8 +29,8 @@ class DfrConfig(ContinualConfig):
     t_max: Time = 700
     mapping: MappingName = "contextual"
     mapping_candidates: Count = 5
-    neighbours: Literal["score", "source"] = "source"
-    retain: Literal["local", "global", "mixed"] = "mixed"
+    neighbours: NeighboursBy = "source"
+    retain: RetainName = "mixed"
     local_share: Share = 2 / 3
     retain_prompts: Count = 150
 

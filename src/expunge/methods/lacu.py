@@ -9,13 +9,12 @@ Source: "Distill, Forget, Repeat", arXiv 2512.02657, in its ECCV version "Locali
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
 from expunge.methods.continual import Continual, ContinualConfig
-from expunge.methods.mapping import Count, MappingName
+from expunge.methods.mapping import Count, MappingName, NeighboursBy
 from expunge.methods.resteering import Time, Weight
+from expunge.methods.retain import RetainName
 
 
 class LacuConfig(ContinualConfig):
@@ -30,8 +29,8 @@ class LacuConfig(ContinualConfig):
     t_max: Time = 600
     mapping: MappingName = "score"
     mapping_candidates: Count = 10
-    neighbours: Literal["score", "source"] = "score"
-    retain: Literal["local", "global", "mixed"] = "local"
+    neighbours: NeighboursBy = "score"
+    retain: RetainName = "local"
     retain_prompts: Count = 100
 
 

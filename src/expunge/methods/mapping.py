@@ -30,6 +30,7 @@ from expunge.prompts import Candidate, ForgetPrompt
 
 Count = Annotated[int, Field(ge=1, le=100_000)]
 MappingName = Literal["null", "fixed", "superclass", "contextual", "score"]
+NeighboursBy = Literal["score", "source"]
 NEAREST = 10
 """Neighbours that are scored on all draws where the rest drops out before."""
 Neighbours = dict[str, float | None]
@@ -58,7 +59,7 @@ class MappingConfig(MethodConfig):
     mapping_draws: Count = 32
     scoring: Literal["all", "halving"] = "all"
     forget_prompts: Count = 100
-    neighbours: Literal["score", "source"]
+    neighbours: NeighboursBy
     retain_draws: Count = 16
 
     @model_validator(mode="after")

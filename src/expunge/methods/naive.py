@@ -11,12 +11,11 @@ Source: the unlearning term of arXiv 2512.02657 alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 from pydantic import Field
 
 from expunge.methods.base import StepContext
-from expunge.methods.mapping import Count, MappingName, pairs
+from expunge.methods.mapping import Count, MappingName, NeighboursBy, pairs
 from expunge.methods.resteering import Plan, Resteering, ResteeringConfig, Time, record_of, resteer
 
 
@@ -28,7 +27,7 @@ class NaiveConfig(ResteeringConfig):
     t_max: Time = 600
     mapping: MappingName = "score"
     mapping_candidates: Count = 10
-    neighbours: Literal["score", "source"] = "score"
+    neighbours: NeighboursBy = "score"
 
 
 class Naive(Resteering):

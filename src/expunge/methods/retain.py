@@ -20,6 +20,7 @@ from expunge.concepts import Concept
 from expunge.methods.base import MethodConfig, StepContext
 from expunge.methods.mapping import Count, check_leaks, leak
 
+RetainName = Literal["local", "global", "mixed"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -32,7 +33,7 @@ class RetainConfig(MethodConfig):
         retain_prompts: retain prompts per concept.
     """
 
-    retain: Literal["local", "global", "mixed"]
+    retain: RetainName
     local_share: Share = 0.5
     retain_concepts: Count = 10
     retain_prompts: Count

@@ -61,8 +61,8 @@ def curve(name: str, points: Sequence[Point], floor: float) -> str:
         floor: lower end of the vertical axis, in [0, 1).
     """
     figure, axes = _figure(3.5, 2.4)
-    seen = [p for p in points if p.value is not None and math.isfinite(p.value.value)]
-    line = [(p.step, p.value) for p in seen if p.taken and p.value]
+    seen = [(p.step, p.value, p.taken) for p in points if p.value is not None]
+    line = [(step, value) for step, value, taken in seen if taken]
     steps = [step for step, _ in line]
     axes.fill_between(steps, [v.low for _, v in line], [v.high for _, v in line], color=_BLUE, alpha=0.16, lw=0)
     axes.plot(
@@ -75,12 +75,12 @@ def curve(name: str, points: Sequence[Point], floor: float) -> str:
         clip_on=False,
         zorder=3,
     )
-    for p in seen:
-        if not p.taken and p.value:
-            axes.plot([p.step, p.step], [p.value.low, p.value.high], color=_MUTED, lw=1.2)
+    for step, value, taken in seen:
+        if not taken:
+            axes.plot([step, step], [value.low, value.high], color=_MUTED, lw=1.2)
             axes.plot(
-                [p.step],
-                [p.value.value],
+                [step],
+                [value.value],
                 marker="o",
                 ms=5.5,
                 mfc=_CARD,
@@ -101,7 +101,7 @@ def curve(name: str, points: Sequence[Point], floor: float) -> str:
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(axis="y", color=_GRID, lw=0.8)
-    said = ", ".join(f"{'base' if p.step == 0 else p.step}: {p.value.value:.3f}" for p in seen if p.value)
+    said = ", ".join(f"{'base' if step == 0 else step}: {value.value:.3f}" for step, value, _ in seen)
     return _svg(figure, name, f"{name} over the steps. {said}.")
 
 

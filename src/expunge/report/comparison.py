@@ -5,8 +5,7 @@ from __future__ import annotations
 from expunge.audit import Comparison, Paired, Point, Side
 from expunge.privacy import PERSON, Names, prompted
 from expunge.report import wording
-from expunge.report.content import Tile
-from expunge.report.measures import METRICS
+from expunge.report.measures import METRICS, Tile
 from expunge.report.pictures import Album
 from expunge.report.side_by_side import (
     MEASURED,
@@ -25,8 +24,8 @@ def gather(comparison: Comparison) -> SidePage:
     a, b, outcome = comparison.a, comparison.b, comparison.outcome
     names = _names(a, b)
     shelves = (("base", a.base), ("A", outcome.stages[0].shelf), ("B", outcome.stages[1].shelf))
-    albums = [(name, Album(shelf.judgements, shelf.images)) for name, shelf in shelves]
-    groups = {name: (*g.held_out, *g.replayed) for name, g in a.protocol.neighbours.items()}
+    albums = [(name, Album(shelf)) for name, shelf in shelves]
+    groups = {name: g.names for name, g in a.protocol.neighbours.items()}
     paired = outcome.paired
     judges = sorted({names.text(str(r["judge"])) for _, album in albums for r in album.rows.values()})
     common = albums[1][1].rows.keys() & albums[2][1].rows.keys()
@@ -53,7 +52,7 @@ def gather(comparison: Comparison) -> SidePage:
         rest=rest(a.protocol.others, names, albums),
         more=(),
         unmeasured=unmeasured(paired),
-        judged=f"the judge {wording.listed(judges)} over {wording.pictures(len(common))} of each",
+        judged=f"the judge {wording.listed(judges)} over {wording.count(len(common), 'picture')} of each",
         glossary=tuple((METRICS[f].name, METRICS[f].meaning) for f in MEASURED),
         origin="the files of A and B",
     )
@@ -83,7 +82,7 @@ def _verdict(point: Point) -> str:
     parts += [f"in {wording.listed(neither)} the two cannot be told apart"] if neither else []
     text = "; ".join(parts)
     return (
-        f"{text[0].upper()}{text[1:]}. Compared: A after {a}, B after {b}, over {n} concept{'s' if n != 1 else ''} "
+        f"{wording.capital(text)}. Compared: A after {a}, B after {b}, over {wording.count(n, 'concept')} "
         "that both were asked to forget."
     ).replace("after model", "as evaluated")
 
@@ -103,7 +102,7 @@ def _names(a: Side, b: Side) -> Names:
 
 def _made(side: Side) -> str:
     n = len(side.stages)
-    return side.made if side.stages[-1].name == "model" else f"{side.made}, {n} step{'s' if n != 1 else ''}"
+    return side.made if side.stages[-1].name == "model" else f"{side.made}, {wording.count(n, 'step')}"
 
 
 def _tile(name: str, paired: Paired, field: str) -> Tile:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Value, metrics
-from expunge.files import read_lines
 from expunge.privacy import PERSON, Names, prompted
-from expunge.report import charts, wording
-from expunge.report.measures import MAIN, METRICS, MORE, MetricRow, Unmeasured, metric_rows
+from expunge.report import charts, course, wording
+from expunge.report.course import Chart, TimingRow
+from expunge.report.matrix import MatrixRow, matrix, ua_after
+from expunge.report.measures import MAIN, METRICS, MORE, TILES, MetricRow, Tile, Unmeasured, metric_rows, tiles
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
 from expunge.stream import Check, Run, StepRecord, Summary
 from expunge.stream.history import Decision
@@ -23,13 +21,6 @@ _LOSS_CHARTS = 12
 
 
 # -- the page ---------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Tile:
-    name: str
-    value: str
-    detail: str
 
 
 @dataclass(frozen=True)
@@ -55,41 +46,6 @@ class RequestSection:
     checks: tuple[CheckRow, ...] = ()
     metrics: tuple[MetricRow, ...] = ()
     more_metrics: tuple[MetricRow, ...] = ()
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One cell of the UA matrix. `kind`: "missing", "before" its turn, "own" turn, "after" it, or not "taken"."""
-
-    kind: str
-    text: str
-    title: str
-    colour: str = ""
-    strength: float = 0.0
-
-
-@dataclass(frozen=True)
-class MatrixRow:
-    name: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Chart:
-    title: str
-    note: str
-    svg: str
-
-
-@dataclass(frozen=True)
-class TimingRow:
-    step: str
-    request: str
-    seconds: tuple[str, ...]
-    total: str
-    memory: str
-    forward: str
-    backward: str
 
 
 @dataclass(frozen=True)
@@ -141,16 +97,14 @@ class _Gathering:
         self.requests = run.requests
         self.history = run.history
         directory = run.directory
-        self.base = Album(directory.base_judgements, directory.base_images)
-        self.albums = {
-            r.index: Album(directory.step(r.index).judgements, directory.step(r.index).images) for r in self.records
-        }
+        self.base = Album(directory.base)
+        self.albums = {r.index: Album(directory.step(r.index).shelf) for r in self.records}
         self.neighbours: Mapping[str, Sequence[str]] | None
         self.setting_problem = ""
         try:
             protocol, source = run.protocol, run.source
             groups = protocol.neighbours
-            self.neighbours = {name: (*g.held_out, *g.replayed) for name, g in groups.items()}
+            self.neighbours = {name: g.names for name, g in groups.items()}
             others = prompted(protocol, source)
         except ExpungeError:
             # Who is a neighbour, and whether it is a person, cannot be known: none is shown, and the page says why.
@@ -169,7 +123,7 @@ class _Gathering:
 
     def page(self) -> Page:
         strip, note = self._resurgence()
-        log_records = self.records[-_LOSS_CHARTS:]
+        logs = {r.index: self.run.directory.step(r.index).log for r in self.records[-_LOSS_CHARTS:]}
         return Page(
             title=self.names.text(self.run.directory.path.resolve().name),
             facts=self._facts(),
@@ -180,15 +134,13 @@ class _Gathering:
             resurgence=strip,
             resurgence_note=note,
             matrix_columns=tuple((f"step {r.index}", r.status) for r in self.records),
-            matrix=self._matrix(),
-            curves=self._curves(),
-            losses=self._losses(log_records),
-            losses_left_out=len(self.records) - len(log_records),
-            timings=charts.timings(
-                "Seconds by step", [(f"step {r.index}", r.seconds.model_dump()) for r in self.records]
-            ),
+            matrix=matrix(self.summary, self.records, self.turn, self.names),
+            curves=course.curves(self.summary, self.records, self.base),
+            losses=course.losses(logs, {request.step: self._title(request) for request in self.requests}),
+            losses_left_out=len(self.records) - len(logs),
+            timings=course.timing_chart(self.records),
             phases=charts.PHASES,
-            timing_rows=tuple(self._timing(r) for r in self.records),
+            timing_rows=tuple(course.timing_row(r) for r in self.records),
             judged=self._judged(),
             unmeasured=self._unmeasured(),
             glossary=tuple((kind.name, kind.meaning) for kind in METRICS.values()),
@@ -198,22 +150,16 @@ class _Gathering:
 
     def _facts(self) -> tuple[tuple[str, str], ...]:
         config, model = self.run.config, self.summary.model
-        began = next((e["at"] for e in self.run.directory.events() if e["event"] == "created"), None)
-        began = began or min(r.received_at for r in self.requests)
+        began = self.run.directory.events()[0]["at"]
         ended = max(r.finished_at for r in self.records)
         method, strength = config.method_name, config.strength
         return (
             ("Model", f"{self.names.text(wording.bare(model.name))} ({wording.short_digest(model.digest)})"),
             ("Method", method if strength is None else f"{method}, strength {strength:g}"),
             ("Protocol", self.names.text(wording.bare(config.evaluate.protocol))),
-            ("Began", wording.moment(str(began))),
+            ("Began", wording.moment(began)),
             ("Last step finished", wording.moment(ended)),
         )
-
-    def _matrix_value(self, concept: str, step: int) -> Value | None:
-        place = next(i for i, r in enumerate(self.records) if r.index == step)
-        row = self.summary.ua_matrix[self.summary.concepts.index(concept)]
-        return wording.known(row[place])
 
     def _verdict(self) -> str:
         last = self.last
@@ -221,8 +167,8 @@ class _Gathering:
             served=len(self.accepted),
             rejected=sum(r.status == "rejected" for r in self.records),
             withdrawn=sum(status == "withdrawn" for status in self.history.status.values()),
-            waiting=sum(int(r.id) not in self.history.status for r in self.requests),
-            forgotten=[(self.names.label(c), self._matrix_value(c, last.index)) for c in self.turn] if last else [],
+            waiting=sum(r.step not in self.history.status for r in self.requests),
+            forgotten=[(self.names.label(c), ua_after(self.summary, c, last.index)) for c in self.turn] if last else [],
             ira=last.metrics.ira_difference if last else None,
             cra=last.metrics.cra_difference if last else None,
         )
@@ -236,20 +182,13 @@ class _Gathering:
         total = Tile(
             "Total time",
             wording.duration(self.summary.seconds_total),
-            f"{len(self.records)} step{'s' if len(self.records) != 1 else ''}, without painting the base model",
+            f"{wording.count(len(self.records), 'step')}, without painting the base model",
         )
         if self.last is None:
             base = self.summary.base
             shares = (("IRA", base.ira), ("CRA", base.cra))
             return (*(Tile(n, wording.share(v), wording.share_interval(v)) for n, v in shares), total)
-        names = {
-            "ua": "Forgotten (UA)",
-            "ira_difference": "Neighbours against base (IRA)",
-            "cra_difference": "The rest against base (CRA)",
-            "context": "Context kept",
-        }
-        values = ((name, field, getattr(self.last.metrics, field)) for field, name in names.items())
-        return (*(Tile(n, METRICS[f].value(v), METRICS[f].interval(v)) for n, f, v in values), total)
+        return (*tiles(TILES, self.last.metrics), total)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
@@ -263,7 +202,7 @@ class _Gathering:
     def _request(self, request: Request) -> RequestSection:
         record = self.by_request.get(request.id)
         title = self._title(request)
-        index = int(request.id)
+        index = request.step
         decision = self.history.decisions.get(index)
         said = [self._decided(index, decision)] if decision else []
         if record is None:
@@ -286,7 +225,7 @@ class _Gathering:
             id=request.id,
             title=title,
             status=record.status,
-            facts=f"step {record.index}, {wording.pictures(n)} judged, {wording.duration(record.seconds.total)}",
+            facts=f"step {record.index}, {wording.count(n, 'picture')} judged, {wording.duration(record.seconds.total)}",
             notes=tuple(notes),
             strips=tuple(s for c in request.concepts for s in self._strips(c.name, record)),
             checks=tuple(self._check(c) for c in record.gate),
@@ -321,10 +260,9 @@ class _Gathering:
             "collapsed": "Collapsed, upper end",
         }[check.name]
         unit = " pt" if check.name.endswith("drop") else "%"
-        known = check.value is not None and math.isfinite(check.value)
         return CheckRow(
             title + (self.names.label(check.concept) if check.concept else ""),
-            f"{wording.percent(check.value or 0.0)}{unit}" if known else wording.UNMEASURED,
+            wording.UNMEASURED if check.value is None else f"{wording.percent(check.value)}{unit}",
             f"{'at least' if check.at_least else 'at most'} {wording.percent(check.threshold)}{unit}",
             check.passed,
         )
@@ -378,7 +316,7 @@ class _Gathering:
                 (f"after step {own}", self.albums[own]),
                 (f"after step {last.index}", final),
             ]
-            value = self._matrix_value(concept, last.index)
+            value = ua_after(self.summary, concept, last.index)
             shows = (
                 f"now shows in {wording.showing(value)} of {wording.counted(value)}" if value else wording.UNMEASURED
             )
@@ -390,101 +328,6 @@ class _Gathering:
         labels = ("base", "own step", f"step {last.index}")
         return (Strip("Forgotten earlier", labels, tuple(shown)) if shown else None), note
 
-    # -- matrix -----------------------------------------------------------------------------------------------------
-
-    def _matrix(self) -> tuple[MatrixRow, ...]:
-        return tuple(
-            MatrixRow(
-                self.names.label(concept),
-                tuple(self._cell(concept, r, self._matrix_value(concept, r.index)) for r in self.records),
-            )
-            for concept in self.summary.concepts
-        )
-
-    def _cell(self, concept: str, record: StepRecord, value: Value | None) -> Cell:
-        where = f"{self.names.label(concept)}, step {record.index}"
-        if value is None:
-            return Cell("missing", wording.UNMEASURED, f"{where}: not measured")
-        own = self.turn.get(concept)
-        if own is not None and record.index == own:
-            kind, when = "own", "forgotten at this step"
-        elif record.status != "accepted":
-            kind, when = (
-                "untaken",
-                "the step was withdrawn" if record.status == "withdrawn" else "the step was not taken",
-            )
-        elif own is None or record.index < own:
-            kind, when = "before", "before its turn"
-        else:
-            kind, when = "after", "forgotten earlier"
-        unknown = f", {value.unknown} of them unknown" if value.unknown else ""
-        title = (
-            f"{where}: UA {wording.share(value)} ({wording.share_interval(value)}), {wording.pictures(value.n)}{unknown}, "
-            f"{when}"
-        )
-        colour = "good" if value.value >= 0.5 else "bad"
-        strength = round(0.08 + 0.5 * abs(value.value - 0.5) * 2, 3)
-        return Cell(kind, f"{wording.percent(value.value)}%", title, colour, strength)
-
-    # -- charts -----------------------------------------------------------------------------------------------------
-
-    def _curves(self) -> tuple[Chart, ...]:
-        base = {"ua": self._base_ua(), "ira": self.summary.base.ira, "cra": self.summary.base.cra}
-        notes = {
-            "ua": "All concepts forgotten so far. At base: all requested concepts, before anything was removed.",
-            "ira": "Neighbours of the concepts of the protocol.",
-            "cra": "Unrelated concepts.",
-        }
-        points = {
-            field: [
-                charts.Point(0, base[field], True),
-                *(charts.Point(r.index, getattr(r.metrics, field), r.status == "accepted") for r in self.records),
-            ]
-            for field in base
-        }
-        lows = [p.value.low for f in ("ira", "cra") for p in points[f] if wording.known(p.value) and p.value]
-        floor = min([0.8, *(math.floor(10 * low) / 10 for low in lows)])
-        return tuple(
-            Chart(
-                METRICS[field].name,
-                notes[field] + (f" Axis from {floor:.0%}." if field != "ua" and floor else ""),
-                charts.curve(METRICS[field].name, points[field], 0.0 if field == "ua" else floor),
-            )
-            for field in base
-        )
-
-    def _base_ua(self) -> Value | None:
-        table = self.base.table
-        if table is None:
-            return None
-        forget = table[(table["role"] == "forget") & table["concept"].isin(self.summary.concepts)]
-        return metrics.mean(forget.assign(gone=~forget["shown"]), "gone", missing=False)
-
-    def _losses(self, records: Sequence[StepRecord]) -> tuple[Chart, ...]:
-        logs = {
-            r.index: [json.loads(line) for line in read_lines(self.run.directory.step(r.index).log)] for r in records
-        }
-        limits = charts.loss_limits([log for log in logs.values()])
-        if not limits:
-            return ()
-        titles = {r.index: self._title(next(q for q in self.requests if q.id == r.request)) for r in records}
-        return tuple(
-            Chart(f"Step {index}: {titles[index]}", "", charts.losses(f"Losses of step {index}", log, limits))
-            for index, log in logs.items()
-            if log
-        )
-
-    def _timing(self, record: StepRecord) -> TimingRow:
-        return TimingRow(
-            step=f"{record.index}",
-            request=record.request,
-            seconds=tuple(f"{getattr(record.seconds, phase):.1f}" for phase in charts.PHASES),
-            total=f"{record.seconds.total:.1f}",
-            memory=wording.memory(record.peak_memory_bytes),
-            forward=f"{record.evaluations.forward:,}",
-            backward=f"{record.evaluations.backward:,}",
-        )
-
     # -- what is not claimed ----------------------------------------------------------------------------------------
 
     def _judged(self) -> str:
@@ -492,13 +335,13 @@ class _Gathering:
         rows = self.albums[record.index].rows.values()
         judges = sorted({self.names.text(str(r["judge"])) for r in rows})
         who = f"the judge {wording.listed(judges)}" if judges else "a judge that is not recorded any more"
-        return f"{who} over {wording.pictures(len(rows))} after step {record.index}"
+        return f"{who} over {wording.count(len(rows), 'picture')} after step {record.index}"
 
     def _unmeasured(self) -> tuple[Unmeasured, ...]:
         found: dict[tuple[str, str], list[str]] = {}
         for record in self.records:
             for field, kind in METRICS.items():
-                if wording.known(getattr(record.metrics, field)) is None:
+                if getattr(record.metrics, field) is None:
                     reason = self.names.text(record.metrics.reasons.get(field, "no reason was recorded"))
                     found.setdefault((kind.name, reason), []).append(str(record.index))
         return tuple(

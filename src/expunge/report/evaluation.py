@@ -5,18 +5,9 @@ from __future__ import annotations
 from expunge.audit import Audit
 from expunge.privacy import PERSON, Names, prompted
 from expunge.report import wording
-from expunge.report.content import Tile
-from expunge.report.measures import MAIN, METRICS, MORE, Unmeasured, metric_rows
+from expunge.report.measures import MAIN, METRICS, MORE, TILES, Unmeasured, metric_rows, tiles
 from expunge.report.pictures import Album
 from expunge.report.side_by_side import SidePage, cards, concept_pairs, metric_pairs, rest, unmeasured
-
-_TILES = {
-    "ua": "Forgotten (UA)",
-    "ira_difference": "Neighbours against base (IRA)",
-    "cra_difference": "The rest against base (CRA)",
-    "context": "Context kept",
-    "weight_drift": "Weight drift",
-}
 
 
 def gather(audit: Audit) -> SidePage:
@@ -29,12 +20,12 @@ def gather(audit: Audit) -> SidePage:
     labels = {name: f"person {i}" for i, name in enumerate(persons, 1)}
     names = Names(audit.requests, prompted(protocol, audit.source), labels)
     paired, measured = summary.against_base, summary.metrics
-    albums = [(n, Album(s.judgements, s.images)) for n, s in (("base", audit.base), ("model", audit.model))]
-    groups = {name: (*g.held_out, *g.replayed) for name, g in protocol.neighbours.items()}
+    albums = [(n, Album(s)) for n, s in (("base", audit.base), ("model", audit.model))]
+    groups = {name: g.names for name, g in protocol.neighbours.items()}
     changed = wording.listed([part.replace("_", " ") for part in summary.model.changed])
     forgotten = [(names.label(c), pair.second) for c, pair in paired.concepts.items()]
     found = f"{wording.forgetting(forgotten)}; {wording.retention(measured.ira_difference, measured.cra_difference)}."
-    verdict = found[0].upper() + found[1:]
+    verdict = wording.capital(found)
     if not changed:
         verdict = f"The model's weights are the base model's. {verdict}"
     unknown = {field: reason for field, reason in measured.reasons.items() if getattr(measured, field) is None}
@@ -52,10 +43,7 @@ def gather(audit: Audit) -> SidePage:
             ("Protocol", names.text(summary.protocol)),
         ),
         tiles_caption="Ranges are 95% intervals.",
-        tiles=tuple(
-            Tile(title, METRICS[f].value(getattr(measured, f)), METRICS[f].interval(getattr(measured, f)))
-            for f, title in _TILES.items()
-        ),
+        tiles=tiles({**TILES, "weight_drift": "Weight drift"}, measured),
         names=("base", "model"),
         lead="Each column is one prompt with one seed: the base model above, the evaluated model below. An orange frame "
         "marks a picture that shows what it should not, or lost what it should keep.",
@@ -69,7 +57,7 @@ def gather(audit: Audit) -> SidePage:
             *unmeasured(paired),
             *(Unmeasured(METRICS[f].name, reason, "") for f, reason in unknown.items() if f not in ("ua", "context")),
         ),
-        judged=f"the judge {names.text(summary.judge)} over {wording.pictures(summary.pictures)} of each model",
+        judged=f"the judge {names.text(summary.judge)} over {wording.count(summary.pictures, 'picture')} of each model",
         glossary=tuple((kind.name, kind.meaning) for kind in METRICS.values()),
         origin="the files of the evaluation",
     )

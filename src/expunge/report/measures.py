@@ -11,6 +11,15 @@ from expunge.stream.summary import Metrics
 
 
 @dataclass(frozen=True)
+class Tile:
+    """One of the few values at the head of a page."""
+
+    name: str
+    value: str
+    detail: str
+
+
+@dataclass(frozen=True)
 class MetricRow:
     name: str
     meaning: str
@@ -62,12 +71,24 @@ MORE = {
                          wording.number, wording.number_interval),
 }  # fmt: skip
 METRICS = {**MAIN, **MORE}
+TILES = {
+    "ua": "Forgotten (UA)",
+    "ira_difference": "Neighbours against base (IRA)",
+    "cra_difference": "The rest against base (CRA)",
+    "context": "Context kept",
+}
+"""{metric at the head of a page: its name there}"""
+
+
+def tiles(titles: Mapping[str, str], measured: Metrics) -> tuple[Tile, ...]:
+    values = ((title, METRICS[field], getattr(measured, field)) for field, title in titles.items())
+    return tuple(Tile(title, kind.value(value), kind.interval(value)) for title, kind, value in values)
 
 
 def metric_rows(kinds: Mapping[str, Metric], measured: Metrics) -> tuple[MetricRow, ...]:
     rows = []
     for field, kind in kinds.items():
         value: Value | None = getattr(measured, field)
-        n = wording.counted(value) if wording.known(value) and value else ""
+        n = wording.counted(value) if value else ""
         rows.append(MetricRow(kind.name, kind.meaning, kind.value(value), kind.interval(value), n))
     return tuple(rows)

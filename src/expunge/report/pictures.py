@@ -7,14 +7,13 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from PIL import Image
 
 from expunge.privacy import Names
-from expunge.stream.directory import image_path, read_image
+from expunge.stream.judged import Shelf, image_path, read_image
 
 _LARGEST = 256
 """Longest side of a picture on the page, in pixels; larger ones are scaled down."""
@@ -58,13 +57,14 @@ PICTURES = 3
 class Album:
     """Judgements of one model, and the pictures that were kept of them."""
 
-    def __init__(self, judgements: Path, images: Path) -> None:
-        self._path, self._images = judgements, images
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
 
     @cached_property
     def table(self) -> pd.DataFrame | None:
         """The judgement table, None where it was not kept."""
-        return pd.read_parquet(self._path) if self._path.exists() else None
+        path = self._shelf.judgements
+        return pd.read_parquet(path) if path.exists() else None
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:
@@ -74,7 +74,7 @@ class Album:
         return {str(r["row"]): {str(k): v for k, v in r.items()} for r in self.table.to_dict("records")}
 
     def has(self, row: str) -> bool:
-        return row in self.rows and image_path(self._images, str(self.rows[row]["image"])).exists()
+        return row in self.rows and image_path(self._shelf.images, str(self.rows[row]["image"])).exists()
 
     def shown(self, row: str) -> bool | None:
         """What the judge said of the row; None where it could not tell, or was not asked."""
@@ -87,7 +87,7 @@ class Album:
         return -1.0 if value is None or pd.isna(value) else float(value)
 
     def picture(self, row: str, alt: str, *, bad: bool = False) -> Picture:
-        pixels = read_image(self._images, str(self.rows[row]["image"])) if row in self.rows else None
+        pixels = read_image(self._shelf.images, str(self.rows[row]["image"])) if row in self.rows else None
         if pixels is None:
             return Picture(None, alt, crisp=False, bad=bad)
         image = Image.fromarray(pixels)

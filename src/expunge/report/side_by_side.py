@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from expunge.audit import Pair, Paired
 from expunge.privacy import Names
 from expunge.report import wording
-from expunge.report.content import Tile
-from expunge.report.measures import METRICS, MetricRow, Unmeasured
+from expunge.report.measures import METRICS, MetricRow, Tile, Unmeasured
 from expunge.report.pictures import Album, Column, Strip, columns, neighbour
 
 MEASURED = ("ua", "context", "ira", "cra")

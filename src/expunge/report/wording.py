@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import PurePath
@@ -10,11 +9,6 @@ from pathlib import PurePath
 from expunge.evaluation import Value
 
 UNMEASURED = "not measured"
-
-
-def known(value: Value | None) -> Value | None:
-    """The value, or None where it is missing or not a number."""
-    return value if value is not None and math.isfinite(value.value) else None
 
 
 def percent(x: float, *, sign: bool = False) -> str:
@@ -25,33 +19,27 @@ def percent(x: float, *, sign: bool = False) -> str:
 
 
 def share(value: Value | None) -> str:
-    value = known(value)
     return UNMEASURED if value is None else f"{percent(value.value)}%"
 
 
 def share_interval(value: Value | None) -> str:
-    value = known(value)
     return "" if value is None else f"{percent(value.low)} to {percent(value.high)}%"
 
 
 def points(value: Value | None) -> str:
     """A difference of shares, in percentage points."""
-    value = known(value)
     return UNMEASURED if value is None else f"{percent(value.value, sign=True)} pt"
 
 
 def points_interval(value: Value | None) -> str:
-    value = known(value)
     return "" if value is None else f"{percent(value.low, sign=True)} to {percent(value.high, sign=True)} pt"
 
 
 def number(value: Value | None) -> str:
-    value = known(value)
     return UNMEASURED if value is None else f"{value.value:.3g}"
 
 
 def number_interval(value: Value | None) -> str:
-    value = known(value)
     return "" if value is None or value.low == value.high else f"{value.low:.3g} to {value.high:.3g}"
 
 
@@ -88,8 +76,14 @@ def listed(items: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(items[:-1]), *items[-1:]]))
 
 
-def pictures(n: int) -> str:
-    return f"{n} picture" if n == 1 else f"{n} pictures"
+def count(n: int, what: str) -> str:
+    """(1, "step") -> "1 step"; (2, "step") -> "2 steps"."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def capital(text: str) -> str:
+    """`text` as the start of a sentence."""
+    return text[:1].upper() + text[1:]
 
 
 def counted(value: Value) -> str:
@@ -123,7 +117,7 @@ def verdict(
         ira, cra: paired differences from the base model after that step.
     """
     total = served + rejected + withdrawn + waiting
-    counts = [f"{served} of {total} request{'s' if total != 1 else ''} served"]
+    counts = [f"{served} of {count(total, 'request')} served"]
     counts += [f"{rejected} not passed by the gate"] if rejected else []
     counts += [f"{withdrawn} withdrawn"] if withdrawn else []
     counts += [f"{waiting} waiting"] if waiting else []
@@ -135,12 +129,12 @@ def verdict(
 
 def forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
     """How often what was forgotten shows, from the label and the unlearning accuracy of each concept."""
-    measured = [(label, value) for label, value in forgotten if known(value)]
+    measured = [(label, value) for label, value in forgotten if value is not None]
     if not measured:
         return "whether the concepts still show was not measured"
-    shows = {label: showing(v) for label, v in measured if v}
-    n = sum(v.n for _, v in measured if v)
-    unknown = sum(v.unknown for _, v in measured if v)
+    shows = {label: showing(v) for label, v in measured}
+    n = sum(v.n for _, v in measured)
+    unknown = sum(v.unknown for _, v in measured)
     missing = f" (of {unknown} the judge could not tell)" if unknown else ""
     missing += f", {len(forgotten) - len(measured)} not measured" if len(measured) < len(forgotten) else ""
     if not any(shows.values()):
@@ -149,8 +143,7 @@ def forgetting(forgotten: Sequence[tuple[str, Value | None]]) -> str:
     total = sum(shows.values())
     if len(forgotten) == 1:
         return f"the forgotten concept shows in {total} of {n} test pictures{missing}"
-    worst, value = max(measured, key=lambda pair: shows[pair[0]] / pair[1].n if pair[1] else 0.0)
-    assert value is not None
+    worst, value = max(measured, key=lambda pair: shows[pair[0]] / pair[1].n)
     return (
         f"forgotten concepts show in {total} of {n} test pictures "
         f"(most often {worst}: {shows[worst]} of {value.n}){missing}"
@@ -166,7 +159,6 @@ def retention(ira: Value | None, cra: Value | None) -> str:
 
 
 def _against_base(value: Value | None) -> str:
-    value = known(value)
     if value is None:
         return "not measured"
     amount = percent(abs(value.value))

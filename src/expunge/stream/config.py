@@ -165,7 +165,7 @@ class RunConfig(TomlConfig):
             raise ValueError(
                 "constraints is a list of tables; change it in a preset file of your own (--preset FILE.toml)"
             )
-        data["constraints"] = [_constraint(c)[0].model_dump() for c in constraints]
+        data["constraints"] = [_constraint(c).config.model_dump() for c in constraints]
         return data
 
     @model_validator(mode="after")
@@ -201,7 +201,7 @@ class RunConfig(TomlConfig):
         return cls(cls.Config.model_validate({k: v for k, v in self.method.items() if k != "name"}))
 
     def build_constraints(self) -> list[Constraint]:
-        return [_constraint(section)[1] for section in self.constraints]
+        return [_constraint(section) for section in self.constraints]
 
     @property
     def method_name(self) -> str:
@@ -250,13 +250,12 @@ def method_class(name: str) -> type[GradientMethod[Any, Any]]:
     return cls
 
 
-def _constraint(section: Mapping[str, Any]) -> tuple[Any, Constraint]:
+def _constraint(section: Mapping[str, Any]) -> Constraint:
     name = str(section.get("name", ""))
     if name not in CONSTRAINTS:
         raise ExpungeError(f"There is no constraint {name!r}. {nearest(name, CONSTRAINTS)}")
-    config_class, build = CONSTRAINTS[name]
-    config = config_class.model_validate(section)
-    return config, build(config)
+    cls = CONSTRAINTS[name]
+    return cls(cls.Config.model_validate(section))
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,27 +6,22 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
-import pandas as pd
 from filelock import BaseFileLock, FileLock, Timeout
-from PIL import Image
 
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Images, Row
 from expunge.files import (
     append_line,
     canonical_json,
     digest_bytes,
     digest_file,
     read_lines,
-    replacing,
     sweep,
     write_text,
     writing,
@@ -34,6 +29,7 @@ from expunge.files import (
 from expunge.schema import parse_toml, read_text
 from expunge.stream import chain
 from expunge.stream.config import RunConfig
+from expunge.stream.judged import Shelf
 
 _T = TypeVar("_T")
 
@@ -66,6 +62,10 @@ class StepDirectory:
         """The record of an attempt that was followed by another one."""
 
     @property
+    def shelf(self) -> Shelf:
+        return Shelf(self.judgements, self.images)
+
+    @property
     def finished(self) -> bool:
         return self.record.exists()
 
@@ -95,6 +95,10 @@ class RunDirectory:
         """The digest of the last event, so that one that is cut off is missed."""
         self.request_lines = path / "requests.jsonl"
         self._append_lock = FileLock(path / "append.lock")
+
+    @property
+    def base(self) -> Shelf:
+        return Shelf(self.base_judgements, self.base_images)
 
     def step(self, index: int) -> StepDirectory:
         return StepDirectory(self.path / "steps" / f"{index:04d}")
@@ -213,8 +217,6 @@ class RunDirectory:
 
     def _edited(self, created: chain.Event) -> str:
         """How `run.toml` differs from the settings that the event `created` holds."""
-        if "settings" not in created:
-            return f"its digest was {created.get('config')}, and no event keeps the settings"
         now = _flat(parse_toml(read_text(self.config, str(self.config)), str(self.config)))
         then = _flat(created["settings"])
         names = [name for name in {**then, **now} if _said(now, name) != _said(then, name)]
@@ -278,59 +280,3 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def _said(settings: Mapping[str, Any], name: str) -> str:
     return canonical_json(settings[name]) if name in settings else "not there"
-
-
-# -- tables and pictures --------------------------------------------------------------------------------------------------
-
-
-def write_table(path: Path, table: pd.DataFrame, announce: Callable[[str], None] = lambda digest: None) -> None:
-    """Write a table. `announce` is told the file's digest before the file is put in place."""
-    with replacing(path) as temporary:
-        table.to_parquet(temporary, index=False)
-        announce(digest_file(temporary))
-
-
-def completed(
-    path: Path,
-    rows: Sequence[Row],
-    judge: Callable[[Sequence[Row]], pd.DataFrame],
-    announce: Callable[[str, pd.DataFrame], None] = lambda digest, table: None,
-) -> pd.DataFrame:
-    """The judgements stored at `path`, after those of `rows` that are not there yet were judged and stored with them.
-
-    Args:
-        announce: told the digest of the new file and what is in it, before the file is in its place.
-    """
-    have = pd.read_parquet(path) if path.exists() else None
-    done = set(have["row"]) if have is not None else set()
-    if missing := [row for row in rows if row.id not in done]:
-        table = judge(missing)
-        whole = table if have is None else pd.concat([have, table], ignore_index=True)
-        write_table(path, whole, lambda digest: announce(digest, whole))
-        return whole
-    assert have is not None
-    return have
-
-
-def write_images(folder: Path, images: Images, table: pd.DataFrame, rows: Sequence[str]) -> None:
-    """Store the pictures of `rows`, named by their digest (a row's `image` column), so that no name leaks into a path."""
-    for row, digest in table.loc[table["row"].isin(list(rows)), ["row", "image"]].itertuples(index=False):
-        path = image_path(folder, digest)
-        if not path.exists():
-            with replacing(path) as temporary:
-                Image.fromarray(images[row]).save(temporary, format="PNG")
-
-
-def read_image(folder: Path, digest: str) -> np.ndarray | None:
-    path = image_path(folder, digest)
-    return np.asarray(Image.open(path).convert("RGB")) if path.exists() else None
-
-
-def digest_images(folder: Path, table: pd.DataFrame) -> str:
-    """Digest of the names and contents of all pictures of the table's rows that are kept in `folder`."""
-    paths = {image_path(folder, digest) for digest in table["image"]}
-    return digest_bytes(canonical_json([[p.name, digest_file(p)] for p in sorted(paths) if p.exists()]).encode())
-
-
-def image_path(folder: Path, digest: str) -> Path:
-    return folder / f"{digest.removeprefix('sha256:')[:24]}.png"

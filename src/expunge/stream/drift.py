@@ -11,7 +11,7 @@ import pandas as pd
 from torch import Tensor
 
 from expunge.evaluation import Images, Value
-from expunge.stream.directory import read_image
+from expunge.stream.judged import read_image
 
 PICTURES_PER_CONCEPT = 3
 """Pictures of each concept and role that are kept for the report."""

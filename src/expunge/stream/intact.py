@@ -10,8 +10,9 @@ import pandas as pd
 
 from expunge.errors import ExpungeError
 from expunge.files import digest_file
-from expunge.stream.directory import RunDirectory, StepDirectory, digest_images
+from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
+from expunge.stream.judged import digest_images
 from expunge.stream.summary import read_record
 
 COPY = "Restore it from a copy of the run."

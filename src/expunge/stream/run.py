@@ -17,6 +17,7 @@ from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
+from expunge.evaluation.pixels import pixels
 from expunge.files import digest_file, load_tensors, read_json, replacing_folder, write_json, write_text
 from expunge.hardware import processes
 from expunge.memory import whole
@@ -145,12 +146,12 @@ class Run:
         with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
             free = ("rejected", "withdrawn")
-            taken = {c.name: r.id for r in requests if status.get(int(r.id)) not in free for c in r.concepts}
+            taken = {c.name: r for r in requests if status.get(r.step) not in free for c in r.concepts}
             for concept in concepts:
                 if concept.name in taken:
                     which = taken[concept.name]
-                    what = "forgotten" if status.get(int(which)) == "accepted" else "requested"
-                    raise ExpungeError(f"{concept.name!r} is already {what} (request {which}).")
+                    what = "forgotten" if status.get(which.step) == "accepted" else "requested"
+                    raise ExpungeError(f"{concept.name!r} is already {what} (request {which.id}).")
             request = Request(id=f"{len(requests) + 1:04d}", concepts=concepts, received_at=now())
             self.directory.add_request(request)
         return request
@@ -167,7 +168,7 @@ class Run:
     @property
     def open_requests(self) -> list[Request]:
         status = self.history.status
-        return [r for r in self.requests if int(r.id) not in status]
+        return [r for r in self.requests if r.step not in status]
 
     @property
     def records(self) -> list[StepRecord]:
@@ -229,13 +230,13 @@ class Run:
         shop: Workshop | None = None
         for index in team.told():
             shop = shop or self._workshop(lambda _: None, team, batch)
-            request = next(r for r in self.requests if int(r.id) == index)
+            request = next(r for r in self.requests if r.step == index)
             ready, forgotten = self._set_up(shop)
             train_along(ready, request, self.current_weights, forgotten)
 
     def _attempt(self, shop: Workshop, request: Request, level: str) -> StepRecord | None:
         """One attempt at a request: its record, or None where the gate asks for another attempt."""
-        index, history = int(request.id), self.history
+        index, history = request.step, self.history
         if history.at_work != index:  # what lies there began with another model, or was not let pass
             self.directory.set_aside(index)
             self.directory.add_event("started", step=index)
@@ -247,7 +248,7 @@ class Run:
         history = self.history
         if history.retry:
             shop = replace(shop, config=shop.config.with_strength(history.retry[1]), retrying=True)
-        concepts = {int(r.id): r.concepts for r in self.requests}
+        concepts = {r.step: r.concepts for r in self.requests}
         return shop, {i: concepts[i] for i in history.accepted}
 
     def resume(self, progress: ProgressCallback = lambda _: None, batch: int | None = None) -> list[StepRecord]:
@@ -259,7 +260,7 @@ class Run:
         stays open. This is what `expunge bench speed` times; `serve` is what serves a request.
         """
         with self.directory.locked():
-            forgotten = {int(r.id): r.concepts for r in self.requests if r.id < request.id}
+            forgotten = {r.step: r.concepts for r in self.requests if r.id < request.id}
             return train_alone(self._workshop(lambda _: None, Team()), request, previous, forgotten)
 
     # -- decisions ------------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ class Run:
             ExpungeError: when there is no such request, or it is withdrawn already.
         """
         with self._deciding():
-            if step not in {int(r.id) for r in self.requests} or self.history.status.get(step) == "withdrawn":
+            if step not in {r.step for r in self.requests} or self.history.status.get(step) == "withdrawn":
                 raise ExpungeError(f"{self._called(step)}: there is nothing to withdraw.")
             if step in (accepted := self.history.accepted):
                 check_kept(self.directory, max((i for i in accepted if i < step), default=0))
@@ -329,7 +330,7 @@ class Run:
 
     def _called(self, step: int) -> str:
         """What a step is, as the start of a sentence."""
-        known = {int(r.id) for r in self.requests}
+        known = {r.step for r in self.requests}
         if step not in known:
             return f"{self.directory.path} has no step {step} (it has {len(known)} requests)"
         return f"Step {step} is {self.history.status.get(step, 'open')}"
@@ -479,5 +480,4 @@ def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float
     given = {"solver": "default", "steps": steps, "guidance": guidance}
     sampler = validated(SamplerConfig, given, "What was asked for")
     backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
-    picture = paint(backbone, backbone.denoiser, [prompt], [seed], sampler)[0]
-    return Image.fromarray((picture.permute(1, 2, 0) * 255).round().byte().numpy())
+    return Image.fromarray(pixels(paint(backbone, backbone.denoiser, [prompt], [seed], sampler))[0])

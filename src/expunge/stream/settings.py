@@ -120,7 +120,7 @@ def _configs_in(annotation: Any) -> Iterator[type[Strict]]:
 
 _CHOICES = {
     "method": Section({name: method.Config for name, method in METHODS.items()}, "name"),
-    "constraints": Section({name: config for name, (config, _) in CONSTRAINTS.items()}, "name"),
+    "constraints": Section({name: constraint.Config for name, constraint in CONSTRAINTS.items()}, "name"),
     "prompts": Section(
         {config.model_fields["source"].default: config for config in _configs_in(PromptsConfig)}, "source"
     ),

@@ -18,8 +18,9 @@ from expunge.files import digest_file, load_tensors, write_json, write_text
 from expunge.memory import at_once, peak_memory
 from expunge.stream import gate
 from expunge.stream.clock import Clock
-from expunge.stream.directory import StepDirectory, completed, digest_images, now, write_images, write_table
+from expunge.stream.directory import StepDirectory, now
 from expunge.stream.drift import drifts, pictured, weight_drift
+from expunge.stream.judged import completed, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, StepRecord, measure, read_record
 from expunge.stream.training import how_it_ended, train_step
 from expunge.stream.workshop import Forgotten, Progress, Workshop
@@ -43,7 +44,7 @@ def serve(
     Returns:
         The record of the step; None where the gate asks for another attempt. The event that is written last says which.
     """
-    step = shop.directory.step(int(request.id))
+    step = shop.directory.step(request.step)
     step.state.mkdir(parents=True, exist_ok=True)
     clock = Clock(step)
     if not step.weights.exists():

@@ -7,23 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from expunge.concepts import Request
 from expunge.evaluation import Value, metrics
 from expunge.files import read_json
-from expunge.schema import validated
+from expunge.schema import Result, validated
 from expunge.stopping import Reason
 
 Status = Literal["accepted", "rejected", "withdrawn"]
 CheckName = Literal["ua", "context drop", "ira drop", "cra drop", "collapsed"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class Metrics(_Strict):
+class Metrics(Result):
     """What a step is measured by. A value is None where it could not be measured; `reasons` says why."""
 
     ua: Value | None
@@ -43,7 +39,7 @@ class Metrics(_Strict):
     reasons: dict[str, str] = {}
 
 
-class Check(_Strict):
+class Check(Result):
     """One threshold of the gate. Unmeasured is failed.
 
     Attributes:
@@ -60,7 +56,7 @@ class Check(_Strict):
     passed: bool
 
 
-class Seconds(_Strict):
+class Seconds(Result):
     choose: float = 0.0
     replay: float = 0.0
     train: float = 0.0
@@ -72,7 +68,7 @@ class Seconds(_Strict):
         return Seconds(**{name: value + getattr(other, name) for name, value in self})
 
 
-class EvaluationCounts(_Strict):
+class EvaluationCounts(Result):
     """Denoiser evaluations of the step's training and its preparation, per latent."""
 
     forward: int
@@ -82,7 +78,7 @@ class EvaluationCounts(_Strict):
         return EvaluationCounts(forward=self.forward + other.forward, backward=self.backward + other.backward)
 
 
-class StepSummary(_Strict):
+class StepSummary(Result):
     """One step; `step.json` is this, with the digests of the step's files and the gate's checks."""
 
     index: int
@@ -95,7 +91,7 @@ class StepSummary(_Strict):
     metrics: Metrics
 
 
-class Training(_Strict):
+class Training(Result):
     """How a step's training ended.
 
     Attributes:
@@ -111,7 +107,7 @@ class Training(_Strict):
     retain: float | None
 
 
-class Attempt(_Strict):
+class Attempt(Result):
     """One attempt at a step.
 
     Attributes:
@@ -154,13 +150,13 @@ def read_record(path: Path) -> StepRecord:
     return validated(StepRecord, read_json(path), str(path))
 
 
-class ModelSummary(_Strict):
+class ModelSummary(Result):
     source: str
     name: str
     digest: str
 
 
-class BaseSummary(_Strict):
+class BaseSummary(Result):
     """The base model under the same rows; `accuracy` is the share of each concept's pictures that show it."""
 
     ira: Value | None
@@ -169,7 +165,7 @@ class BaseSummary(_Strict):
     accuracy: dict[str, Value | None]
 
 
-class Summary(_Strict):
+class Summary(Result):
     schema_: Literal[1] = Field(1, alias="schema")
     model: ModelSummary
     requests: list[list[str]]

@@ -16,7 +16,7 @@ from expunge.concepts import Concept, Request
 from expunge.engine import Kept, StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.files import check_room, load_tensors, read_json, read_lines, save_tensors, write_json
-from expunge.hardware import compute_dtype
+from expunge.hardware import autocast
 from expunge.locality import Choice
 from expunge.memory import at_once, held_bytes, whole
 from expunge.methods import Earlier, GradientMethod, Position, Record, StepContext
@@ -44,7 +44,7 @@ class Cost:
 
 def train_alone(shop: Workshop, request: Request, previous: Path | None, forgotten: Forgotten) -> Cost:
     """The training part of `serve`, from choosing prompts to the weights file."""
-    step = shop.directory.step(int(request.id))
+    step = shop.directory.step(request.step)
     step.state.mkdir(parents=True, exist_ok=True)
     clock = Clock(step)
     held = train_step(shop, request, step, previous, forgotten, clock)
@@ -112,7 +112,7 @@ def _prepare(
 ) -> _Lesson:
     """Choose and replay; in the first process first, so that the others find what it kept."""
     config, backbone = shop.config, shop.backbone
-    step = shop.directory.step(int(request.id))
+    step = shop.directory.step(request.step)
     method = config.build_method()
     shop.put(None if method.teacher == "base" else previous)
     with whole("copying the teacher"):
@@ -182,11 +182,10 @@ def _pass(lesson: _Lesson, rows: int) -> None:
     """The first pass of training, forth and back, with `rows` rows of each role."""
     method, train, backbone = lesson.method, lesson.shop.config.train, lesson.shop.backbone
     weights = [backbone.denoiser.get_parameter(name) for name in backbone.parameters_of(train.parameters)]
-    dtype = compute_dtype(train.precision)
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        with torch.autocast(backbone.device.type, dtype, enabled=dtype != torch.float32):
+        with autocast(backbone.device, train.precision):
             teacher = lesson.context.teacher
             student = replace(teacher, denoiser=backbone.denoiser)
             state, _ = method.prepare(replace(lesson.context, batch_size=rows))

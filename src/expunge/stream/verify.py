@@ -13,8 +13,10 @@ from expunge.errors import ExpungeError
 from expunge.files import digest_bytes, digest_file, json_text, read_lines
 from expunge.stream import chain
 from expunge.stream.config import RunConfig
-from expunge.stream.directory import RunDirectory, StepDirectory, digest_images
+from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
+from expunge.stream.intact import COPY
+from expunge.stream.judged import digest_images
 from expunge.stream.summary import ModelSummary, StepRecord, read_record, summarise
 
 
@@ -67,11 +69,8 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
     )
 
 
-_COPY = "Restore it from a copy of the run."
-
-
 def _changed(was: object, found: str) -> str:
-    return f"its digest was {was} and is {found}. {_COPY}"
+    return f"its digest was {was} and is {found}. {COPY}"
 
 
 def _last_event(directory: RunDirectory, lines: Sequence[str]) -> Iterator[str]:
@@ -79,9 +78,9 @@ def _last_event(directory: RunDirectory, lines: Sequence[str]) -> Iterator[str]:
     path = directory.last_event
     if not path.exists():
         if len(lines) > 1:
-            yield f"{path.name} is missing. {_COPY}"
+            yield f"{path.name} is missing. {COPY}"
     elif path.read_text(errors="replace") not in [f"{digest_bytes(line.encode())}\n" for line in lines[-2:]]:
-        yield f"events.jsonl does not end with the event that {path.name} says: events were cut off its end. {_COPY}"
+        yield f"events.jsonl does not end with the event that {path.name} says: events were cut off its end. {COPY}"
 
 
 class _Verification:
@@ -117,7 +116,7 @@ class _Verification:
         if first["event"] != "created" or len(self._said("created")) > 1:
             yield "events.jsonl does not begin with the one event that made the run."
         elif not self.directory.config.exists():
-            yield f"run.toml is missing. {_COPY}"
+            yield f"run.toml is missing. {COPY}"
         elif (found := digest_file(self.directory.config)) != first.get("config"):
             yield f"run.toml is not the file that the run was made with: {_changed(first.get('config'), found)}"
 
@@ -133,7 +132,7 @@ class _Verification:
         if digests == expected or (self.events[-1]["event"] == "requested" and digests == expected[:-1]):
             return
         if len(digests) != len(expected):
-            yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(expected)} requests. {_COPY}"
+            yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(expected)} requests. {COPY}"
         for number, (digest, (request, line)) in enumerate(zip(digests, said.items(), strict=False), 1):
             if digest != line:
                 yield (
@@ -152,7 +151,7 @@ class _Verification:
             return
         if not path.exists():
             if len(said) > 1 or said[-1] is not self.events[-1]:
-                yield f"base/judgements.parquet is missing. {_COPY}"
+                yield f"base/judgements.parquet is missing. {COPY}"
             return
         digest = digest_file(path)
         event = next((e for e in allowed if e["judgements"] == digest), None)
@@ -160,7 +159,7 @@ class _Verification:
             was = allowed[-1]["judgements"]
             yield f"base/judgements.parquet is not what was measured of the base model: {_changed(was, digest)}"
         elif digest_images(self.directory.base_images, pd.read_parquet(path)) != event["images"]:
-            yield f"base/images: a picture of the base model was edited or deleted. {_COPY}"
+            yield f"base/images: a picture of the base model was edited or deleted. {COPY}"
 
     def _steps(self) -> Iterator[str]:
         folders = self.directory.steps()
@@ -180,7 +179,7 @@ class _Verification:
             if place is None:
                 yield (
                     f"Step {event['step']}: the record that was {event['event']} at {event['at']} is in none of its "
-                    f"folders: it was edited or deleted. Its digest was {event['record']}. {_COPY}"
+                    f"folders: it was edited or deleted. Its digest was {event['record']}. {COPY}"
                 )
                 continue
             step, path = place
@@ -206,12 +205,12 @@ class _Verification:
             if not (step.path / name).exists():
                 if name == step.weights.name and digest in pruned:
                     continue
-                yield f"{where}/{name} is missing. {_COPY}"
+                yield f"{where}/{name} is missing. {COPY}"
             elif (found := digest_file(step.path / name)) != digest:
                 yield f"{where}/{name} is not what the step left: {_changed(digest, found)}"
         judged = step.judgements.exists() and digest_file(step.judgements) == record.files[step.judgements.name]
         if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.pictures:
-            yield f"{where}/images: a picture was edited or deleted. {_COPY}"
+            yield f"{where}/images: a picture was edited or deleted. {COPY}"
 
     def _places(self, found: Mapping[int, Sequence[StepDirectory]]) -> Iterator[str]:
         """The record that counts lies in the step's own folder, and those before it in the order in which they gave way.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
+from expunge.backbones.folder import folder_of
 from expunge.errors import ExpungeError
 from expunge.hardware import processes
 
@@ -31,17 +33,7 @@ def locate(source: str, model_type: str, what: str) -> Path:
     Raises:
         ExpungeError: when there is no such model, it is of another kind, or its weights are not safetensors.
     """
-    folder = Path(source).expanduser()
-    if not folder.exists():
-        if folder.is_absolute() or source.startswith(".") or source.count("/") != 1:
-            raise ExpungeError(f"The judge's model {source!r} is no folder, and no hub id (owner/name) either.")
-        try:
-            folder = Path(snapshot_download(source, allow_patterns=list(_FILES)))
-        except (OSError, ValueError) as error:
-            raise ExpungeError(
-                f"There is no folder {source!r}, and the hub did not give a model of that id ({error}). "
-                "Check the spelling, or download the model and give its folder."
-            ) from error
+    folder = folder_of(source, "The judge's model", "model", partial(snapshot_download, allow_patterns=list(_FILES)))
     try:
         found = json.loads((folder / "config.json").read_text())["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:

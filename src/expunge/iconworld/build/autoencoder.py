@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from expunge import seeds
-from expunge.iconworld.build.device import autocast
+from expunge.hardware import autocast
 from expunge.iconworld.build.loop import Weights, cosine
 from expunge.iconworld.build.stock import Source
 from expunge.iconworld.build.styles import CELL
@@ -73,7 +73,7 @@ class Training:
         pictures, _ = self._source.batch(s.batch, s.seed, number)
         top, left = (torch.randint((64 - s.crop) // CELL + 1, (2,), generator=lots) * CELL).tolist()
         x = pictures[:, :, top : top + s.crop, left : left + s.crop].to(self._device, memory_format=torch.channels_last)
-        with autocast(self._device):
+        with autocast(self._device, "auto"):
             posterior = self.network.encode(x).latent_dist
             noise = torch.randn(posterior.mean.shape, generator=lots).to(x)
             restored = self.network.decode(posterior.mean + posterior.std * noise).sample.float()

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import random
 import string
-from functools import cache
-from pathlib import Path
 
 from expunge.concepts import article
+from expunge.iconworld import vocabulary
 from expunge.iconworld.build import draw
 from expunge.iconworld.build.stock import Labels
-from expunge.prompts import Vocabulary
 
 FREE = (
     "{thing}{style}{background}, icon",
@@ -34,11 +32,6 @@ ADJECTIVES = ("a small", "a big", "a nice", "a funny", "a pretty", "a little", "
 ALIAS, NO_STYLE_IF_PLAIN, NO_GROUND, UNKNOWN = 0.2, 0.8, 0.3, 0.02
 """Shares: of names replaced by an alias, of plain pictures whose style and of pictures whose ground is not named, and
 of captions whose thing is an unknown word."""
-
-
-@cache
-def vocabulary() -> Vocabulary:
-    return Vocabulary.read(Path(__file__).parents[1] / "vocabulary.toml")
 
 
 def captions(shown: Labels, rng: random.Random) -> list[str]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import pandas as pd
 import typer
+from matplotlib.figure import Figure
 
 from expunge import files
 
@@ -25,17 +22,15 @@ SMOOTHED = 10
 
 def plot(folder: Path, picture: Path) -> None:
     """Draw `FOLDER/<stage>.csv` of each stage side by side."""
-    figure, axes = plt.subplots(1, len(SHOWN), figsize=(12, 3.2))
+    figure = Figure(figsize=(12, 3.2))
+    axes = figure.subplots(1, len(SHOWN))
     for ax, (stage, columns) in zip(axes, SHOWN.items(), strict=True):
         curve = pd.read_csv(folder / f"{stage}.csv")
         for column, label in columns.items():
             ax.plot(curve["step"], curve[column].rolling(SMOOTHED, min_periods=1).mean(), label=label)
         ax.set(title=stage, xlabel="optimizer step", yscale="log")
         ax.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    with files.replacing(picture) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
-    plt.close(figure)
+    files.write_figure(picture, figure)
 
 
 if __name__ == "__main__":

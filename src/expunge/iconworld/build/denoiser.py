@@ -15,9 +15,9 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from expunge import files, seeds
+from expunge.hardware import autocast, trained_attention
 from expunge.iconworld.build import captions, tokenizer
 from expunge.iconworld.build.autoencoder import encode
-from expunge.iconworld.build.device import autocast, fast_attention
 from expunge.iconworld.build.loop import Weights, cosine
 from expunge.iconworld.build.stock import Labels, Source, Stock, to_unit
 
@@ -163,8 +163,8 @@ class Training:
         noise = torch.randn(latents.shape, generator=lots).to(self._device)
         noisy = self._scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)
         wanted = noise if s.prediction == "epsilon" else self._scheduler.get_velocity(latents, noise, t)
-        with fast_attention(self._device):
-            with autocast(self._device):
+        with trained_attention(self._device, latents[0, 0].numel()):
+            with autocast(self._device, "auto"):
                 predicted = self.unet(noisy, t, self.text_encoder(tokens).last_hidden_state).sample
             error = F.mse_loss(predicted.float(), wanted, reduction="none").mean((1, 2, 3))
             loss = (error * self._weight[t]).mean()

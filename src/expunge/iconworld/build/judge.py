@@ -11,19 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from expunge import files, seeds
 from expunge.evaluation.metrics import wilson
+from expunge.hardware import autocast
 from expunge.iconworld import classifier
 from expunge.iconworld.build import draw, icons
-from expunge.iconworld.build.device import autocast
 from expunge.iconworld.build.loop import Weights, cosine
 from expunge.iconworld.build.stock import Labels, Source, labels
 
@@ -71,7 +68,7 @@ class Training:
         pictures, shown = pictures[one.to(pictures.device)], shown[one]
         pictures = augment(pictures, s.noise, lots).to(self._device)
         self.network.train()
-        with autocast(self._device):
+        with autocast(self._device, "auto"):
             logits = self.network(pictures)
         wrong = {
             slot: F.cross_entropy(part.float(), getattr(shown, slot).to(part.device), label_smoothing=s.smoothing)
@@ -213,14 +210,12 @@ def _share(right: Tensor) -> dict[str, float | int] | None:
 
 def plot(report: Mapping[str, Any], path: Path) -> None:
     """The reliability diagram of augmented renders."""
-    figure, axes = plt.subplots(figsize=(4.2, 4))
+    figure = Figure(figsize=(4.2, 4))
+    axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=1)
     for slot, curve in report["augmented"]["reliability"].items():
         points = [(b["confidence"], b["accuracy"]) for b in curve["bins"]]
         axes.plot(*zip(*points, strict=True), marker="o", label=f"{slot}: error {curve['error']:.3f}")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axes.legend(frameon=False)
-    figure.tight_layout()
-    with files.replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=80)
-    plt.close(figure)
+    files.write_figure(path, figure)

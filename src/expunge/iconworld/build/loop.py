@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Protocol
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from expunge import files
@@ -91,15 +90,6 @@ def train(trainee: Trainee, folder: Path, budget: Budget) -> None:
                 raise Interrupted(
                     f"The {trainee.name} stopped after step {done} of {trainee.steps}; the same command goes on."
                 )
-
-
-def steps_done(folder: Path, name: str) -> int:
-    """Steps that the last checkpoint of a stage holds."""
-    checkpoint = folder / f"{name}.checkpoint.safetensors"
-    if not checkpoint.exists():
-        return 0
-    with safe_open(checkpoint, "pt") as file:
-        return int(json.loads(file.metadata()["made"])["steps"])
 
 
 def cosine(number: int, steps: int, peak: float, *, warmup: int, floor: float = 0.02) -> float:
@@ -192,8 +182,7 @@ def _restore(trainee: Trainee, checkpoint: Path) -> int:
     """Steps that are done already."""
     if not checkpoint.exists():
         return 0
-    with safe_open(checkpoint, "pt") as file:
-        made = json.loads(file.metadata()["made"])
+    made = json.loads(files.metadata(checkpoint)["made"])
     if made["settings"] != _settings(trainee):
         raise ExpungeError(
             f"{checkpoint} was made with the settings {made['settings']}, not {_settings(trainee)}. "
