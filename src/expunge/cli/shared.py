@@ -64,8 +64,8 @@ def _say(sentence: str, style: str) -> None:
 
 
 SPIN = "3000"
-"""Turns that a thread of OpenMP waits for the others before it sleeps. Its own default is milliseconds, in which it takes the
-core away from whoever it waits for: beside another process on the same cores a pass of the network takes tens of times longer."""
+"""Turns that a thread of OpenMP waits for the others before it sleeps. By default these are milliseconds, in which it takes
+the core away from whoever it waits for: beside another process on the same cores a pass takes tens of times longer."""
 
 
 def quiet() -> None:
