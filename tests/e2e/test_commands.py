@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 
 import expunge as package
 from expunge import backbones, iconworld
+from expunge.cli import shared
 from expunge.files import digest_bytes, digest_file, load_tensors
 from runs import COLD, FAST, expunge
 
@@ -174,3 +176,14 @@ def test_brackets_are_printed(finished_run: Path, tmp_path: Path) -> None:
     assert "[bold]/:apple:" in unwrapped(expunge("status", run))
     said = f"Request 0003 waits. `expunge resume {run}` serves it."
     assert unwrapped(said) in unwrapped(expunge("request", run, "pumpkin"))
+
+
+@pytest.mark.parametrize(
+    ("given", "spin"), [({}, shared.SPIN), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+)
+def test_threads_sleep_soon_unless_something_else_is_said(
+    given: dict[str, str], spin: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", given)
+    shared.quiet()
+    assert given.get("GOMP_SPINCOUNT") == spin

@@ -36,7 +36,7 @@ def last_steps(results: Path) -> pd.DataFrame:
                 "seconds_evaluating": evaluating,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["variant", "seed"])
 
 
 def differences(table: pd.DataFrame, metric: str, baseline: str) -> pd.DataFrame:

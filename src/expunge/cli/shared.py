@@ -63,9 +63,9 @@ def _say(sentence: str, style: str) -> None:
     problems.print(safe, style=style, highlight=False, markup=False)
 
 
-SPIN = "3000"
+SPIN = "10000"
 """Turns that a thread of OpenMP waits for the others before it sleeps. By default these are milliseconds, in which it takes
-the core away from whoever it waits for: beside another process on the same cores a pass takes tens of times longer."""
+the core away from whoever it waits for (docs/performance.md, Beside other work)."""
 
 
 def quiet() -> None:
