@@ -20,7 +20,7 @@ import expunge as package
 from expunge import backbones, iconworld
 from expunge.cli import shared
 from expunge.files import digest_bytes, digest_file, load_tensors
-from runs import COLD, FAST, expunge
+from runs import COLD, FAST, command, expunge
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
 
@@ -185,5 +185,11 @@ def test_threads_sleep_soon_unless_something_else_is_said(
     given: dict[str, str], spin: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "environ", given)
-    shared.quiet()
-    assert given.get("GOMP_SPINCOUNT") == spin
+    with shared.sentences():
+        assert given.get("GOMP_SPINCOUNT") == spin
+
+
+def test_nothing_is_said_but_what_was_asked_for(finished_run: Path) -> None:
+    """Libraries hint at this and that when they are loaded, in a process of its own."""
+    done = subprocess.run(command("verify", finished_run), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

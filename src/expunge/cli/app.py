@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from expunge.cli import bench
-from expunge.cli.shared import Set, changes_of, console, quiet, sentences
+from expunge.cli.shared import Set, changes_of, console, sentences
 from expunge.errors import ExpungeError, GateFailed, Tampered
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ def run(
 ) -> None:
     """Make a run, and serve one request for each CONCEPT. The same command again goes on where an interrupted one stood."""
     with sentences():
-        quiet()
         from expunge.stream import DEFAULT_PRESET, Run
 
         changes = _changes(assignments, model, protocol)
@@ -54,7 +53,6 @@ def run(
 def demo(out: Annotated[Path, typer.Option(help="The run's directory.")] = Path("runs/demo")) -> None:
     """Serve the requests of the protocol iconworld-demo on the built-in model, and write a page about it."""
     with sentences():
-        quiet()
         from expunge.iconworld import protocol
         from expunge.stream import Run
 
@@ -73,7 +71,6 @@ def estimate(
 ) -> None:
     """Say what a run would cost on this machine: seconds, memory, disk. Nothing is made."""
     with sentences("nothing was made."):
-        quiet()
         from expunge import stream
         from expunge.cli.tables import estimate_table
 
@@ -109,7 +106,6 @@ def evaluate(
 ) -> None:
     """Measure a model that any tool made, beside the base model that it was made from."""
     with sentences("the same command goes on after the last model that was judged."):
-        quiet()
         from expunge import report as page
         from expunge.audit import Audit
         from expunge.cli.progress import RunProgress
@@ -134,7 +130,6 @@ def compare(
     with sentences():
         if out.suffix != ".html" or out.is_dir():
             raise ExpungeError(f"{out} is no HTML file. Give a name that ends in .html.")
-        quiet()
         from expunge import audit
         from expunge import report as page
         from expunge.cli.tables import comparison_table
@@ -163,7 +158,6 @@ def resume(
 ) -> None:
     """Serve the open requests, going on where an interrupted step stood."""
     with sentences():
-        quiet()
         from expunge.stream import Run
 
         _serve(Run(path), batch)
@@ -200,7 +194,6 @@ def rollback(path: RunPath, step: StepNumber, by: By, reason: Reason = "") -> No
 def withdraw(path: RunPath, step: StepNumber, by: By, reason: Reason = "") -> None:
     """Take back the request of STEP; the later ones are served again, from the step before it."""
     with sentences():
-        quiet()
         from expunge.stream import Run
 
         found = Run(path)
@@ -260,7 +253,6 @@ def export(
 ) -> None:
     """Write the current model as a Diffusers folder that loads without Expunge, with a model card."""
     with sentences():
-        quiet()
         from expunge.stream import Run
 
         Run(path).export(folder, redacted=redacted)
@@ -284,7 +276,6 @@ def generate(
             raise ExpungeError("The prompt is blank. Say what to paint.")
         if out.suffix != ".png" or out.is_dir() or not out.parent.is_dir():
             raise ExpungeError(f"{out} is no PNG file in a folder that is there. Give a name that ends in .png.")
-        quiet()
         from expunge.stream import paint_one
 
         paint_one(model, prompt, seed=seed, steps=steps, guidance=guidance).save(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from expunge.cli.shared import Set, changes_of, console, quiet, sentences
+from expunge.cli.shared import Set, changes_of, console, sentences
 
 if TYPE_CHECKING:
     from expunge.reference import EngineName
@@ -43,7 +43,6 @@ def experiment_file(
 ) -> None:
     """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
     with sentences():
-        quiet()
         from expunge.benchmark import MATCHED_UA, Experiment, last_steps, serve_variant, write_experiment
         from expunge.cli.progress import RunProgress
         from expunge.cli.tables import experiment_table
@@ -85,7 +84,6 @@ def speed(
 ) -> None:
     """Time the published loop (train.engine=reference) and the fast engine in turn, from the same weights."""
     with sentences("the same command goes on after the last pair that was timed."):
-        quiet()
         from expunge.benchmark import speed as timing
         from expunge.cli.tables import speed_table
 

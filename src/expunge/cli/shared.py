@@ -34,6 +34,7 @@ def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkp
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show, warnings.showwarning)
+            _load_libraries()
             yield
     except ExpungeError as error:
         _say(str(error), "bold red" if error.exit_code == 2 else "bold yellow")
@@ -68,9 +69,9 @@ SPIN = "10000"
 the core away from whoever it waits for (docs/performance.md, Beside other work)."""
 
 
-def quiet() -> None:
-    """Load the libraries with manners: without their own progress bars and hints (ours say what goes on), and with threads
-    that do not spin for long."""
+def _load_libraries() -> None:
+    """With manners: without their own progress bars and hints (ours say what goes on), and with threads that do not spin for
+    long."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is loaded
     import diffusers
