@@ -41,7 +41,7 @@ def test_training_stops_early_on_an_easy_concept_late_on_a_hard_one_and_never_wi
             backbones.load(folder),
             tmp_path / name,
             stop=stop,
-            steps=60 if stop else 8,
+            steps=60 if stop else 24,
             learning_rate=1.5e-4,
             batch_size=6,
             parameters="cross-attention",
@@ -54,7 +54,7 @@ def test_training_stops_early_on_an_easy_concept_late_on_a_hard_one_and_never_wi
     assert last["easy"]["stopped"] == last["hard"]["stopped"] == "reached"
     assert last["easy"]["check"]["forget"] <= rule["target"]
     assert last["easy"]["step"] * 1.3 < last["hard"]["step"]
-    assert (last["fixed"]["step"], last["fixed"]["stopped"], last["fixed"]["check"]) == (8, "steps", None)
+    assert (last["fixed"]["step"], last["fixed"]["stopped"], last["fixed"]["check"]) == (24, "steps", None)
 
 
 def test_training_that_stands_still_above_its_target_ends_as_settled(
