@@ -9,10 +9,12 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, PNDMScheduler
@@ -299,7 +301,8 @@ def test_every_named_solver_equals_the_stock_pipeline_with_that_scheduler(
     model_folder: Path, backbone: Backbone
 ) -> None:
     assert backbone.replay_solver in backbone.solvers
-    for solver, scheduler_class in backbone.solvers.items():
+    for solver, name in backbone.solvers.items():
+        scheduler_class = backbones.diffusers_class(name)
         stock = load_stock(model_folder)
         stock.scheduler = scheduler_class.from_config(stock.scheduler.config)
         assert type(backbone.scheduler(solver)) is scheduler_class
@@ -508,6 +511,22 @@ def test_a_folder_without_a_pipeline_is_refused(tmp_path: Path) -> None:
 
 def test_locate_gives_the_folder_itself(sd_folder: Path) -> None:
     assert backbones.locate(str(sd_folder)) == sd_folder
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_no_bar_of_the_libraries_is_shown_while_a_model_is_loaded(
+    sd_folder: Path, quiet: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bars = diffusers.utils.logging
+    bars.enable_progress_bar()
+    if not quiet:
+        monkeypatch.setattr(backbones, "without_bars", nullcontext)
+    try:
+        backbones.load(sd_folder)
+        assert bars.is_progress_bar_enabled()
+    finally:
+        bars.disable_progress_bar()
+    assert ("Loading pipeline components" in capsys.readouterr().err) is not quiet
 
 
 def test_an_unsupported_pipeline_class_is_named_with_the_supported_ones(tmp_path: Path) -> None:

@@ -193,3 +193,16 @@ def test_nothing_is_said_but_what_was_asked_for(finished_run: Path) -> None:
     """Libraries hint at this and that when they are loaded, in a process of its own."""
     done = subprocess.run(command("verify", finished_run), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_command_that_loads_no_model_waits_for_no_library_that_could(finished_run: Path, tmp_path: Path) -> None:
+    """Their import takes seconds."""
+    code = (
+        "import sys; from expunge.cli import app; app(sys.argv[1:], standalone_mode=False); "
+        "print({'torch', 'diffusers', 'transformers', 'peft'} & sys.modules.keys())"
+    )
+    page = tmp_path / "page.html"
+    for arguments in (["status"], ["verify"], ["compare", "--out", page, finished_run]):
+        names = [str(a) for a in (*arguments, finished_run)]
+        done = subprocess.run([sys.executable, "-c", code, *names], capture_output=True, text=True)
+        assert done.stdout.splitlines()[-1:] == ["{'torch'}"], done.stdout + done.stderr

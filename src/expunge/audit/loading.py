@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
 
@@ -29,7 +28,8 @@ def load(source: Source, base: Backbone, folder: Path) -> Backbone:
         ExpungeError: when the model does not fit the base model, or is not whole.
     """
     try:
-        backbone = _LOADERS[source.kind](source.path, base, folder)
+        with backbones.without_bars():
+            backbone = _LOADERS[source.kind](source.path, base, folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ExpungeError(
             f"{source.path} could not be loaded as a {source.kind} over the base model {folder.name} "
@@ -76,6 +76,8 @@ def _lora(path: Path, base: Backbone, folder: Path) -> Backbone:
 
 
 def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
+    from peft import PeftModel, get_peft_model_state_dict  # takes seconds, and is needed nowhere else here
+
     backbone = backbones.load(folder)
     given = tensor_shapes(path / "adapter_model.safetensors")
     adapted = PeftModel.from_pretrained(backbone.denoiser, path)
@@ -91,7 +93,7 @@ def _single_file(path: Path, base: Backbone, folder: Path) -> Backbone:
     brought = {c for c, prefix in cls.original_prefixes.items() if any(n.startswith(prefix) for n in names)}
     lent = {c: value for c, value in base.pipeline.components.items() if c not in brought}
     return cls(
-        cls.pipeline_class.from_single_file(
+        backbones.diffusers_class(cls.pipeline_name).from_single_file(
             str(path), config=str(folder), dtype=torch.float32, local_files_only=True, **lent
         )
     )

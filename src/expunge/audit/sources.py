@@ -126,8 +126,8 @@ def _check_pipeline(folder: Path, base: Path) -> None:
     family, expected = backbones.backbone_class(folder), backbones.backbone_class(base)
     if family is not expected:
         raise ExpungeError(
-            f"{folder.name} is a {family.pipeline_class.__name__}, and the base model {base.name} is a "
-            f"{expected.pipeline_class.__name__}. {_ASIDE}"
+            f"{folder.name} is a {family.pipeline_name}, and the base model {base.name} is a "
+            f"{expected.pipeline_name}. {_ASIDE}"
         )
     for what, component, file, field in (
         ("latents of {} channels", family.denoiser_name, "config.json", "in_channels"),

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from expunge.backbones.base import Asked, Backbone, Conditioning, Evaluations, Predictor, Prompts
+from expunge.backbones.base import Asked, Backbone, Conditioning, Evaluations, Predictor, Prompts, diffusers_class
 from expunge.backbones.folder import (
     check_component,
     copy_pipeline,
@@ -18,6 +18,7 @@ from expunge.backbones.folder import (
     read_config,
     read_index,
     weight_files,
+    without_bars,
 )
 from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.backbones.stable_diffusion_3 import StableDiffusion3
@@ -25,8 +26,7 @@ from expunge.errors import ExpungeError
 from expunge.files import load_tensors, save_tensors, tensor_shapes
 
 BACKBONES: dict[str, type[Backbone]] = {
-    "StableDiffusionPipeline": StableDiffusion,
-    "StableDiffusion3Pipeline": StableDiffusion3,
+    backbone.pipeline_name: backbone for backbone in (StableDiffusion, StableDiffusion3)
 }
 """{pipeline class name in model_index.json: backbone}"""
 
@@ -49,9 +49,10 @@ def load(folder: Path) -> Backbone:
     cls = backbone_class(folder)
     extras = _extras(cls)
     try:
-        pipeline = cls.pipeline_class.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extras
-        )
+        with without_bars():
+            pipeline = diffusers_class(cls.pipeline_name).from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, local_files_only=True, **extras
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ExpungeError(f"{folder} cannot be loaded ({error}). Is every file there, and whole?") from error
     pipeline.set_progress_bar_config(disable=True)
@@ -127,6 +128,7 @@ __all__ = [
     "check",
     "copy_pipeline",
     "denoiser_shapes",
+    "diffusers_class",
     "load",
     "locate",
     "model_digest",
@@ -134,4 +136,5 @@ __all__ = [
     "read_config",
     "replace_denoiser",
     "stored_denoiser",
+    "without_bars",
 ]

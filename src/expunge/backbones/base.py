@@ -22,6 +22,13 @@ from torch import Tensor, nn
 from expunge.errors import ExpungeError, nearest
 
 
+def diffusers_class(name: str) -> Any:
+    """A class of Diffusers. What loads no pipeline does without that library, whose import takes seconds."""
+    import diffusers
+
+    return getattr(diffusers, name)
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """What a denoiser is told besides latents and time: {keyword: tensor `(b ...)`}, one row per prompt."""
@@ -62,8 +69,8 @@ class Evaluations:
 class Backbone(ABC):
     """A model family. Subclasses set the class variables and the abstract methods."""
 
-    pipeline_class: ClassVar[type[Any]]
-    """The Diffusers pipeline whose behaviour this backbone reproduces."""
+    pipeline_name: ClassVar[str]
+    """The class of the Diffusers pipeline whose behaviour this backbone reproduces."""
     denoiser_name: ClassVar[str]
     """The pipeline component that is trained: "unet" or "transformer"."""
     original_prefixes: ClassVar[Mapping[str, str]]
@@ -75,8 +82,8 @@ class Backbone(ABC):
     text_map_names: ClassVar[str] = ""
     """Regular expression over the names of the weights `(out d)` that are applied to `encoder_hidden_states` as they are
     encoded; empty for a family that has none, since its deeper layers see something else."""
-    solvers: ClassVar[Mapping[str, type[Any]]]
-    """{name: Diffusers scheduler class} beside "default", the pipeline's own."""
+    solvers: ClassVar[Mapping[str, str]]
+    """{name: class of the Diffusers scheduler} beside "default", the pipeline's own."""
     replay_solver: ClassVar[str]
     """The solver with which the published method samples replay latents."""
 
@@ -186,7 +193,7 @@ class Backbone(ABC):
             known = ["default", *self.solvers]
             raise ExpungeError(f"{type(self).__name__} has no solver {solver!r}. {nearest(solver, known)}")
         # Clipping is for pixels; a solver must not bring it to latents by its own default.
-        return self.solvers[solver].from_config({**own.config, "clip_sample": False})
+        return diffusers_class(self.solvers[solver]).from_config({**own.config, "clip_sample": False})
 
     @torch.no_grad()
     def sample(

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from diffusers import DiffusionPipeline
 
 from expunge.errors import ExpungeError
 from expunge.files import PICKLES, digest_folder, tensor_shapes
@@ -22,10 +21,36 @@ def locate(source: str) -> Path:
     Raises:
         ExpungeError: when it is neither, or holds no Diffusers pipeline.
     """
-    folder = folder_of(source, "The model", "pipeline", DiffusionPipeline.download)
+    folder = folder_of(source, "The model", "pipeline", _download)
     if not (folder / "model_index.json").is_file():
         raise ExpungeError(f"{folder} holds no model_index.json. A model is a folder written by save_pretrained.")
     return folder
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """While a model is loaded: the libraries' own progress bars are off. They count files, in no time."""
+    import diffusers
+    import transformers
+
+    shown = [
+        library.utils.logging
+        for library in (diffusers, transformers)
+        if library.utils.logging.is_progress_bar_enabled()
+    ]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _download(hub_id: str) -> str:
+    from diffusers import DiffusionPipeline
+
+    return str(DiffusionPipeline.download(hub_id))
 
 
 def folder_of(source: str, what: str, kind: str, download: Callable[[str], str]) -> Path:

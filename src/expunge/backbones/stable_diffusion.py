@@ -10,16 +10,15 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
 from torch import Tensor, nn
 
-from expunge.backbones.base import Backbone, Conditioning
+from expunge.backbones.base import Backbone, Conditioning, diffusers_class
 
 
 class StableDiffusion(Backbone):
     """Epsilon and v-prediction follow from the scheduler: losses compare predictions with predictions, solvers convert."""
 
-    pipeline_class = StableDiffusionPipeline
+    pipeline_name = "StableDiffusionPipeline"
     denoiser_name = "unet"
     original_prefixes = {
         "unet": "model.diffusion_model.input_blocks.",
@@ -32,14 +31,14 @@ class StableDiffusion(Backbone):
         "lora": r"\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))\.weight$",
     }
     text_map_names = r"\.attn2\.to_[kv]\.weight$"
-    solvers = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler}
+    solvers = {"ddim": "DDIMScheduler", "dpm++": "DPMSolverMultistepScheduler"}
     replay_solver = "ddim"
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
         # The autoencoder is faster in this layout; the denoiser is not (docs/performance.md). Values do not change.
         pipeline.vae.to(memory_format=torch.channels_last)
-        self._noising = DDPMScheduler.from_config(pipeline.scheduler.config)
+        self._noising = diffusers_class("DDPMScheduler").from_config(pipeline.scheduler.config)
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from expunge.backbones.base import Backbone, Conditioning
@@ -23,7 +22,7 @@ class StableDiffusion3(Backbone):
     stream inside joint attention: what an image token can read from a text token passes through them.
     """
 
-    pipeline_class = StableDiffusion3Pipeline
+    pipeline_name = "StableDiffusion3Pipeline"
     denoiser_name = "transformer"
     original_prefixes = {
         "transformer": "model.diffusion_model.joint_blocks.",
@@ -37,7 +36,7 @@ class StableDiffusion3(Backbone):
         "cross-attention-kv": r"\.attn\.add_[kv]_proj\.",
         "lora": (r"\.(attn2?\.(to_([qkv]|out\.0|add_out)|add_[qkv]_proj)|ff(_context)?\.net\.(0\.proj|2))\.weight$"),
     }
-    solvers = {"euler": FlowMatchEulerDiscreteScheduler}
+    solvers = {"euler": "FlowMatchEulerDiscreteScheduler"}
     replay_solver = "euler"
 
     def __init__(self, pipeline: Any) -> None:

@@ -34,7 +34,7 @@ def sentences(resuming: str = "`expunge resume RUN` goes on from the last checkp
     try:
         with warnings.catch_warnings():
             warnings.showwarning = partial(_show, warnings.showwarning)
-            _load_libraries()
+            _mind_manners()
             yield
     except ExpungeError as error:
         _say(str(error), "bold red" if error.exit_code == 2 else "bold yellow")
@@ -69,18 +69,12 @@ SPIN = "10000"
 the core away from whoever it waits for (docs/performance.md, Beside other work)."""
 
 
-def _load_libraries() -> None:
-    """With manners: without their own progress bars and hints (ours say what goes on), and with threads that do not spin for
-    long."""
+def _mind_manners() -> None:
+    """What torch, Diffusers and Transformers read when they are imported: threads that do not spin for long, and no hints."""
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)  # read when torch is loaded
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    diffusers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
+    for library in ("DIFFUSERS", "TRANSFORMERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
 
 
 def changes_of(assignments: list[str]) -> dict[str, Any]:

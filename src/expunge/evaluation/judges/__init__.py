@@ -1,4 +1,6 @@
-"""Judges that know concepts by their words. To add one: write a file with a class, and name it in `JUDGES`."""
+"""Judges that know concepts by their words. To add one: write a file with a class, and name it in `JUDGES`.
+
+Transformers is imported where a judge needs it: that takes seconds, and most commands ask none of these."""
 
 from __future__ import annotations
 

@@ -17,8 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPModel
-from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from expunge.errors import ExpungeError
 from expunge.evaluation.judge import UNSURE, Answer, Question, Seen, Subject
@@ -93,6 +91,8 @@ class ClipJudge:
     @cached_property
     def _embedding(self) -> Any:
         """(names of one option, kind) -> normalised embedding `(d,)`; each is computed once."""
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
 
         @cache
@@ -112,8 +112,12 @@ class ClipJudge:
 
     @cached_property
     def _model(self) -> Any:
+        from transformers import CLIPModel
+
         return models.load(CLIPModel, self._folder, torch.float32)
 
     @cached_property
     def _processor(self) -> Any:
+        from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
         return CLIPImageProcessorPil.from_pretrained(self._folder, local_files_only=True)

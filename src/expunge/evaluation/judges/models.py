@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from expunge.backbones.folder import folder_of
+from expunge.backbones.folder import folder_of, without_bars
 from expunge.errors import ExpungeError
 from expunge.hardware import processes
 
@@ -60,9 +60,10 @@ def load(cls: Any, folder: Path, dtype: torch.dtype | str) -> Any:
         ExpungeError: when its weights are damaged or incomplete.
     """
     try:
-        model, info = cls.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
+        with without_bars():
+            model, info = cls.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
     except (OSError, ValueError, SafetensorError) as error:
         raise ExpungeError(
             f"The judge in {folder} cannot be loaded ({error}). Is every file there, and whole?"

@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, Qwen2_5_VLForConditionalGeneration
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from expunge.errors import ExpungeError
 from expunge.evaluation.judge import UNSURE, Answer, Question, Seen, Subject
@@ -46,6 +44,8 @@ class VisionLanguageJudge:
     """
 
     def __init__(self, source: str) -> None:
+        from transformers import AutoTokenizer
+
         self._folder = models.locate(source, "qwen2_5_vl", "a Qwen2.5-VL model")
         self._tokenizer = AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
         if not self._tokenizer.chat_template or PLACE not in self._tokenizer.get_vocab():
@@ -101,10 +101,14 @@ class VisionLanguageJudge:
 
     @cached_property
     def _model(self) -> Any:
+        from transformers import Qwen2_5_VLForConditionalGeneration
+
         return models.load(Qwen2_5_VLForConditionalGeneration, self._folder, "auto")
 
     @cached_property
     def _processor(self) -> Any:
+        from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
         return Qwen2VLImageProcessorPil.from_pretrained(self._folder, local_files_only=True)
 
 
