@@ -67,7 +67,9 @@ def main() -> None:
     out: Path = arguments.out or Path(__file__).parent / "results" / name
     rows = [r for r in protocol_rows(protocol, source, []) if r.role == "neighbour" and r.level == "between"]
     rows = rows[: sampler.batch_size]
-    pipeline = backbone.pipeline_class.from_pretrained(folder, torch_dtype=compute_dtype(precision))
+    pipeline = backbones.diffusers_class(backbone.pipeline_name).from_pretrained(
+        folder, torch_dtype=compute_dtype(precision)
+    )
     pipeline.scheduler = backbone.scheduler(sampler.solver)
     pipeline.set_progress_bar_config(disable=True)
 
