@@ -86,6 +86,7 @@ def channels_last() -> AbstractContextManager[Any]:
 
 
 COLD: dict[str, Any] = {"method": {"warm_start": False}}
+AMONG_TEN: dict[str, Any] = {"mapping_candidates": 10, "mapping_draws": 32}
 LEVERS = {
     "as the preset is": Lever(),
     "without a warm start, 80 steps": Lever({**COLD, "train": {"steps": 80}}),
@@ -101,6 +102,8 @@ LEVERS = {
     ),
     "scoring on all draws": Lever({"method": {"scoring": "all"}}),
     "scoring one at a time": Lever(piece=one_at_a_time),
+    "mapping chosen among ten": Lever({"method": AMONG_TEN}),
+    "mapping chosen among ten, as published": Lever({"method": {**AMONG_TEN, "scoring": "all"}}, one_at_a_time),
     "denoiser channels last": Lever(piece=channels_last),
     "fused attention in training": Lever(
         piece=lambda: patch.object(engine, "trained_attention", lambda *_: nullcontext())

@@ -21,7 +21,7 @@ from expunge.stream.clock import Clock
 from expunge.stream.directory import StepDirectory, now
 from expunge.stream.drift import drifts, pictured, weight_drift
 from expunge.stream.judged import completed, digest_images, write_images, write_table
-from expunge.stream.summary import Attempt, StepRecord, measure, read_record
+from expunge.stream.summary import Attempt, Check, Metrics, StepRecord, measure, read_record
 from expunge.stream.training import how_it_ended, train_step
 from expunge.stream.workshop import Forgotten, Progress, Workshop
 
@@ -55,6 +55,21 @@ def serve(
     if judged is None or (judged, level) == ("between", "final"):
         with clock.measured("evaluate"):
             _evaluate(shop, step, known, level)
+    result, checks = _measured(shop, request, step, base, forgotten, known)
+    record, stronger = _decided(shop, request, step, clock, previous, result, checks)
+    _seal(shop, step, record, stronger)
+    return record if stronger is None else None
+
+
+def _measured(
+    shop: Workshop,
+    request: Request,
+    step: StepDirectory,
+    base: pd.DataFrame,
+    forgotten: Forgotten,
+    known: Sequence[Concept],
+) -> tuple[Metrics, list[Check]]:
+    """What the judgements and the weights come to, and what the gate says of it."""
     after = pd.read_parquet(step.judgements)
     now_forgotten = [c.name for concepts in (*forgotten.values(), request.concepts) for c in concepts]
     requested = [c.name for c in known]
@@ -70,6 +85,19 @@ def serve(
         {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten},
         metrics.difference(forget, before, "context"),
     )
+    return result, checks
+
+
+def _decided(
+    shop: Workshop,
+    request: Request,
+    step: StepDirectory,
+    clock: Clock,
+    previous: Path | None,
+    result: Metrics,
+    checks: list[Check],
+) -> tuple[StepRecord, float | None]:
+    """The record of this attempt, and the strength of the next one, None where there is to be none."""
     earlier = _earlier(shop, step)
     attempts = list(earlier.attempts) if earlier else []
     strength, stronger, then = shop.config.strength, None, "accepted"
@@ -92,10 +120,14 @@ def serve(
         gate=checks,
         attempts=[*attempts, Attempt(strength=strength, gate=checks, then=then)],
         files=step.digests(),
-        pictures=digest_images(step.images, after),
+        pictures=digest_images(step.images, pd.read_parquet(step.judgements)),
         finished_at=now(),
     )
-    # The event is what makes it so: a process that is killed between the two writes the record again.
+    return record, stronger
+
+
+def _seal(shop: Workshop, step: StepDirectory, record: StepRecord, stronger: float | None) -> None:
+    """The event is what makes it so: a process that is killed between record and event writes the record again."""
     path = step.record if stronger is None else step.attempt
     write_json(path, record.model_dump(mode="json", by_alias=True))
     details = {"step": step.index, "record": digest_file(path), "prompts": shop.source.digest}
@@ -106,7 +138,6 @@ def serve(
     else:
         shop.directory.add_event("retried", strength=stronger, **details)
     step.forget_state()
-    return record if stronger is None else None
 
 
 def _earlier(shop: Workshop, step: StepDirectory) -> StepRecord | None:
