@@ -36,6 +36,7 @@ lint: $(STAMP)  ## check style, types and the order of imports between rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP)  ## rewrite the code in the house style

@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from expunge import Run
 from expunge.errors import ExpungeError
@@ -24,7 +25,7 @@ from expunge.stream import verify
 HERE = Path(__file__).parent
 NOT_AUDITED = ("report.html", "lock", "lock.owner", "append.lock")
 """The page, which `expunge report` writes anew, and locks."""
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "method": {
         "forget_prompts": 4,
         "mapping_candidates": 2,

@@ -139,7 +139,8 @@ def main() -> None:
     check_idle(load, arguments.force)
     machine = Machine.here().model_dump()
     names = [n for n in LEVERS if not arguments.only or n in (*arguments.only, next(iter(LEVERS)))]
-    kept = read_json(arguments.out) if arguments.out.exists() else {"machine": machine, "preset": PRESET, "rows": []}
+    begun: dict[str, Any] = {"machine": machine, "preset": PRESET, "rows": []}
+    kept = read_json(arguments.out) if arguments.out.exists() else begun
     if (kept["machine"], kept["preset"]) != (machine, PRESET):
         parser.error(f"{arguments.out} was measured on another machine or preset. Give another file (--out).")
     rows: list[dict[str, Any]] = kept["rows"]
