@@ -25,6 +25,7 @@ import tiny_judges
 from expunge import Audit, ExpungeError, backbones, iconworld, report
 from expunge.audit import audit_schema
 from expunge.audit.paired import compare_tables
+from expunge.evaluation import metrics
 from runs import PROTOCOL, expunge
 
 BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
@@ -87,6 +88,10 @@ def test_the_base_model_against_itself_differs_in_nothing(itself: Path) -> None:
     assert summary.metrics.image_drift is not None
     assert summary.metrics.weight_drift is not None
     assert summary.metrics.image_drift.value == summary.metrics.weight_drift.value == 0.0
+    assert summary.metrics.kid_judge is not None
+    stays = metrics.of_roles(table(itself), [], summary.forgotten)
+    n = len(stays["neighbour"]) + len(stays["other"])
+    assert (summary.metrics.kid_judge.value, summary.metrics.kid_judge.n) == (0.0, n)
     assert list(table(itself)["image"]) == list(table(itself, "base")["image"])
     assert "The model's weights are the base model's" in (itself / "report.html").read_text().replace("&#39;", "'")
 
@@ -266,7 +271,7 @@ def test_several_judges_see_the_same_pictures(out: Path, tmp_path: Path) -> None
 
 def test_no_more_is_painted_than_is_enough(tmp_path: Path) -> None:
     protocol = tmp_path / "tiny.toml"
-    text = PROTOCOL.read_text().replace("batch_size = 8", "batch_size = 2")
+    text = PROTOCOL.read_text().replace("batch_size = 8", "batch_size = 2").replace("steps = 2", "steps = 4")
     protocol.write_text(text.replace("requests =", "enough = 0.4\nrequests ="))
     out = tmp_path / "audit"
     for forgotten, pictures in ((["panda"], 2 + 2 + 2), (["panda", "fox"], 2 + 2 + 2 + 2)):

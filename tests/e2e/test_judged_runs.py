@@ -34,6 +34,7 @@ def test_a_run_is_judged_by_clip(tmp_path: Path, judges: dict[str, str]) -> None
     assert set(table["judge"]) == {judges["clip"]}
     assert table["confidence"].between(0, 1).all()
     assert {"seen_thing", "seen_style"} <= set(table.columns)
+    assert Run(tmp_path / "run").summary().steps[0].metrics.kid_judge is not None
 
 
 def test_answers_that_cannot_be_read_are_never_forgetting(tmp_path: Path, judges: dict[str, str]) -> None:
@@ -47,6 +48,8 @@ def test_answers_that_cannot_be_read_are_never_forgetting(tmp_path: Path, judges
     metrics = run.summary().steps[0].metrics
     assert metrics.ua is None
     assert metrics.reasons["ua"] == "no row of this kind could be judged"
+    assert metrics.kid_judge is None
+    assert metrics.reasons["kid_judge"].startswith("the judge has no features")
 
 
 def test_what_a_judge_cannot_do_is_said_before_anything_is_made(tmp_path: Path, judges: dict[str, str]) -> None:

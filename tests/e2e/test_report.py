@@ -146,7 +146,7 @@ def test_what_was_not_measured_is_listed_with_its_reason(page: str) -> None:
     text = Elements(page).text
     limits = text[text.index("What is not claimed") :]
     assert "KID" in limits
-    assert "the judge's features are not compared yet" in limits
+    assert "the judge has no features" in limits
     assert "no row of this kind could be judged" in limits
     assert "a-test-judge" in limits
 

@@ -26,7 +26,7 @@ from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
-from expunge.stream.drift import drifts, pictured, weight_drift
+from expunge.stream.drift import compare_with_base, pictured, weight_drift
 from expunge.stream.judged import Shelf, completed, write_images, write_table
 from expunge.stream.named import (
     JUDGES,
@@ -273,7 +273,8 @@ class Audit:
                 write_images(shelf.images, images, table, list(images))
             else:
                 write_images(shelf.images, images, table, pictured(table))
-                table["drift"] = drifts(pd.read_parquet(self.base.judgements), self.base.images, table, images)
+                base = pd.read_parquet(self.base.judgements)
+                compare_with_base(table, images, base, self.base.images, judges[0], self.config.forgotten)
             return table
 
         have = completed(shelf.judgements, rows, judge)

@@ -89,3 +89,7 @@ class Judge(Protocol):
 
     def judge(self, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
         """One answer per picture `(b 3 h w)` in [0, 1]."""
+
+    def features(self, images: Tensor) -> Tensor | None:
+        """What the judge makes of pictures `(b 3 h w)` in [0, 1] before it answers, `(b d)`, by which sets of pictures are
+        compared; None for a judge that has nothing of the kind."""

@@ -72,21 +72,46 @@ def clustered(
         if missing is not None:
             unknown += len(table) - len(known)
             known = table.assign(x=table["x"].astype("Float64").fillna(float(missing)))
-        groups = known.assign(x=known["x"].astype(float)).groupby("prompt", sort=True)["x"].agg(["sum", "count"])
-        sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
-        picks = rng.integers(len(groups), size=(_DRAWS, len(groups)))
-        prompts.append(len(groups))
-        points.append(np.array([sums.sum() / counts.sum()]))
-        draws.append(sums[picks].sum(axis=1) / counts[picks].sum(axis=1))
-        n += int(counts.sum())
-    tail = (1 - _LEVEL) / 2
+        prompts.append(known["prompt"].nunique())
+        points.append(np.array([known["x"].astype(float).mean()]))
+        draws.append(_resampled(known, rng))
+        n += len(known)
     point = float(statistic(points)[0])
-    low, high = (float(bound) for bound in np.quantile(statistic(draws), [tail, 1 - tail]))
+    low, high = _bounds(statistic(draws))
     if low == high:
         unseen = wilson(0, min(prompts))
         assert unseen is not None
         low, high = max(lowest, point - unseen.high), min(highest, point + unseen.high)
     return Value(value=point, low=low, high=high, n=n, unknown=unknown)
+
+
+def _resampled(table: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Means of the column `x` over prompts that are drawn with replacement, `(draws)`."""
+    groups = table.assign(x=table["x"].astype(float)).groupby("prompt", sort=True)["x"].agg(["sum", "count"])
+    sums, counts = groups["sum"].to_numpy(), groups["count"].to_numpy()
+    picks = rng.integers(len(groups), size=(_DRAWS, len(groups)))
+    means: np.ndarray = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
+    return means
+
+
+def _bounds(draws: np.ndarray) -> tuple[float, float]:
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def kernel_distance(table: pd.DataFrame) -> Value | None:
+    """KID: the mean of the column `kernel` (`expunge.evaluation.kernel`), where there is one.
+
+    Every row's part holds that row once as itself and once more, on average, in the parts of the others. So the mean strays
+    twice as far as one of independent parts (Hajek's projection), and the bootstrap by prompt is stretched by two.
+    """
+    if "kernel" not in table or table["kernel"].isna().all():
+        return None
+    known = table.dropna(subset=["kernel"]).rename(columns={"kernel": "x"})
+    value = float(known["x"].mean())
+    low, high = _bounds(value + 2 * (_resampled(known, np.random.default_rng(0)) - value))
+    return Value(value=value, low=low, high=high, n=len(known))
 
 
 def mean(table: pd.DataFrame, column: str, missing: bool | None = None) -> Value | None:

@@ -51,9 +51,13 @@ class Classifier(nn.Module):
         self.features = nn.Sequential(*(_block(i, o) for i, o in zip((3, *WIDTHS), WIDTHS, strict=False)))
         self.heads = nn.ModuleDict({slot: nn.Linear(2 * WIDTHS[-1], n) for slot, n in sizes.items()})
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+    def pooled(self, pictures: Tensor) -> Tensor:
+        """What the heads read, `(b d)`."""
         features = self.features(pictures)
-        pooled = torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+        return torch.cat([features.mean((2, 3)), features.amax((2, 3))], 1)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        pooled = self.pooled(pictures)
         return {slot: head(pooled) for slot, head in self.heads.items()}
 
 
@@ -112,6 +116,10 @@ class CalibratedJudge:
         logits = self._network(images * 2 - 1)
         probabilities = {slot: (part / self._heads[slot].temperature).softmax(1) for slot, part in logits.items()}
         return [self._answer({s: p[i] for s, p in probabilities.items()}, q) for i, q in enumerate(questions)]
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self._network.pooled(images * 2 - 1)
 
     def _answer(self, probabilities: Mapping[str, Tensor], question: Question) -> Answer:
         seen = {slot: self._seen(slot, p) for slot, p in probabilities.items()}

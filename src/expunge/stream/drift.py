@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import Tensor
 
-from expunge.evaluation import Images, Value
+from expunge.evaluation import Images, Judge, Value, kernel_distances, metrics, pictures
 from expunge.stream.judged import read_image
 
 PICTURES_PER_CONCEPT = 3
 """Pictures of each concept and role that are kept for the report."""
+BATCH = 64
+"""Pictures of the base model that are read at once."""
 
 
 def pictured(table: pd.DataFrame) -> list[str]:
@@ -29,15 +32,39 @@ def pictured(table: pd.DataFrame) -> list[str]:
     return [*few["row"], *back["row"]]
 
 
-def drifts(base: pd.DataFrame, base_images: Path, table: pd.DataFrame, images: Images) -> list[float | None]:
-    """For each row the root mean squared pixel difference, in [0, 1], from the base model's picture."""
-    before = dict(zip(base["row"], base["image"], strict=True))
-    found: list[float | None] = []
-    for row in table["row"]:
-        picture = read_image(base_images, before[row]) if row in before else None
-        difference = None if picture is None else (images[row].astype(float) - picture) / 255
-        found.append(None if difference is None else float(np.sqrt(np.mean(difference**2))))
-    return found
+def compare_with_base(
+    table: pd.DataFrame, images: Images, base: pd.DataFrame, base_images: Path, judge: Judge, requested: Sequence[str]
+) -> None:
+    """Add to the table how its pictures differ from the base model's: each row's `drift`, the root mean squared difference of
+    a pixel, in [0, 1], and its part in the `kernel` distance (`expunge.evaluation.kernel`) of pictures of what stays.
+
+    Args:
+        requested: names that were ever asked to go; no picture that was to show one is among what stays.
+    """
+    digests = dict(zip(base["row"], base["image"], strict=True))
+    parts = metrics.of_roles(table, [], requested)
+    stays = {*parts["neighbour"]["row"], *parts["other"]["row"]}
+    drift: dict[str, float] = {}
+    features: dict[str, list[Tensor]] = {}
+    rows = [row for row in table["row"] if row in digests]
+    for start in range(0, len(rows), BATCH):
+        read = {row: read_image(base_images, digests[row]) for row in rows[start : start + BATCH]}
+        before = {row: picture for row, picture in read.items() if picture is not None}
+        drift |= {row: _difference(images[row], picture) for row, picture in before.items()}
+        if compared := [row for row in before if row in stays]:
+            sides = [before[row] for row in compared], [images[row] for row in compared]
+            told = [f for side in sides if (f := judge.features(pictures(side))) is not None]
+            features |= {row: [side[i] for side in told] for i, row in enumerate(compared) if told}
+    kernel: dict[str, float] = {}
+    if len(features) > 1:
+        x, y = (torch.stack(side) for side in zip(*features.values(), strict=True))
+        kernel = dict(zip(features, kernel_distances(x, y).tolist(), strict=True))
+    for column, values in (("drift", drift), ("kernel", kernel)):
+        table[column] = table["row"].map(values).astype("float64")
+
+
+def _difference(picture: np.ndarray, before: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(((picture.astype(float) - before) / 255) ** 2)))
 
 
 def weight_drift(changed: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> Value | None:

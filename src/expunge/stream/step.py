@@ -19,7 +19,7 @@ from expunge.memory import at_once, peak_memory
 from expunge.stream import gate
 from expunge.stream.clock import Clock
 from expunge.stream.directory import StepDirectory, now
-from expunge.stream.drift import drifts, pictured, weight_drift
+from expunge.stream.drift import compare_with_base, pictured, weight_drift
 from expunge.stream.judged import completed, digest_images, write_images, write_table
 from expunge.stream.summary import Attempt, Check, Metrics, StepRecord, measure, read_record
 from expunge.stream.training import how_it_ended, train_step
@@ -169,7 +169,7 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
     table, images = _judge(shop, step.index, shop.rows(known, level), shop.protocol.enough)
     write_images(step.images, images, table, pictured(table))
     base = pd.read_parquet(shop.directory.base_judgements)
-    table["drift"] = drifts(base, shop.directory.base_images, table, images)
+    compare_with_base(table, images, base, shop.directory.base_images, shop.judge, [c.name for c in known])
     write_text(step.level, level)
     write_table(step.judgements, table)
 

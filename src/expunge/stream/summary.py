@@ -211,14 +211,17 @@ def measure(
         "harmonic_mean": metrics.harmonic_mean([gone, ira, cra], missing=False),
         "ira_difference": metrics.difference(parts["neighbour"], before["neighbour"], "shown", missing=False),
         "cra_difference": metrics.difference(parts["other"], before["other"], "shown", missing=False),
-        "kid_judge": None,
+        "kid_judge": metrics.kernel_distance(after),
         "collapsed": metrics.mean(everything, "collapsed"),
         **drift,
     }
     reasons = {name: "no row of this kind could be judged" for name, value in values.items() if value is None}
     if values["weight_drift"] is None:
         reasons["weight_drift"] = "the model's weights hold NaN, or values too large to count with: the model is broken"
-    reasons["kid_judge"] = "the judge's features are not compared yet"
+    if values["kid_judge"] is None:
+        reasons["kid_judge"] = (
+            "the judge has no features, or there are no two pictures of what stays to compare by them"
+        )
     return Metrics(**values, reasons=reasons)
 
 

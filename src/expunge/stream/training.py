@@ -124,7 +124,7 @@ def _prepare(
         teacher=teacher,
         source=shop.source,
         concepts=request.concepts,
-        earlier=earlier_steps(config, _told(shop, forgotten)),
+        earlier=_earlier(shop, forgotten),
         held_out=shop.protocol.held_out,
         replay=config.replay,
         seed=config.step_seed(step.index),
@@ -224,9 +224,16 @@ def earlier_steps(
     return tuple(found)
 
 
-def _told(shop: Workshop, forgotten: Forgotten) -> dict[int, tuple[Sequence[Concept], dict[str, Any]]]:
+def _earlier(shop: Workshop, forgotten: Forgotten) -> tuple[Earlier, ...]:
     paths = {index: shop.directory.step(index).choices for index in forgotten}
-    return {i: (concepts, read_json(paths[i]) if paths[i].exists() else {}) for i, concepts in forgotten.items()}
+    told = {i: (concepts, read_json(paths[i]) if paths[i].exists() else {}) for i, concepts in forgotten.items()}
+    try:
+        return earlier_steps(shop.config, told)
+    except KeyError as error:  # the files are whole: they were compared with their digests
+        raise ExpungeError(
+            f"The choices of an earlier step in {shop.directory.path} lack {error}: another version of Expunge wrote them. "
+            "Go on with that version, or begin a new run."
+        ) from error
 
 
 def how_it_ended(step: StepDirectory) -> Training:

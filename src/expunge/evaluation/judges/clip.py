@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache, cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,10 +54,17 @@ class ClipJudge:
 
     @torch.no_grad()
     def judge(self, images: Tensor, questions: Sequence[Question]) -> list[Answer]:
-        model, processor = self._model, self._processor
-        inputs = processor(images=pixels(images), return_tensors="pt").to(model.device)
-        features = F.normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
+        features = F.normalize(self._embedded(images), dim=-1)
         return [self._answer(picture, question) for picture, question in zip(features, questions, strict=True)]
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        return self._embedded(images).float().cpu()
+
+    def _embedded(self, images: Tensor) -> Tensor:
+        """Image embeddings `(b d)`, not normalised."""
+        inputs = self._processor(images=pixels(images), return_tensors="pt").to(self._model.device)
+        return cast(Tensor, self._model.get_image_features(**inputs).pooler_output)
 
     def _answer(self, picture: Tensor, question: Question) -> Answer:
         probabilities = {s: self._probabilities(picture, x) for s, x in question.subjects.items() if x.alternatives}

@@ -73,6 +73,9 @@ class VisionLanguageJudge:
         ]
 
     @torch.no_grad()
+    def features(self, images: Tensor) -> None:
+        """It answers in words; what it sees on the way is not meant to be compared."""
+
     def ask(self, pictures: Sequence[np.ndarray], texts: Sequence[str]) -> list[str]:
         """What the model answers to each question on each picture `(h w 3)` uint8, word for word."""
         replies: list[str] = []
