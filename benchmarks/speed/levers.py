@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 
 from expunge import Run, engine, iconworld, locality
-from expunge.backbones import Backbone, Conditioning, Predictor
+from expunge.backbones import Backbone, Predictor
 from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import Machine, check_idle, load_average
 from expunge.files import read_json, write_json
-from expunge.locality import Draws
+from expunge.locality import Compared, Draws
 from expunge.reference import SeparatePasses
 
 PROTOCOL = "iconworld-dev-a"
@@ -47,8 +47,8 @@ def one_at_a_time() -> AbstractContextManager[Any]:
     """Score distances from one prediction at a time."""
     batched = locality.distances_by_draw
 
-    def single(predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, _: int) -> Tensor:
-        return batched(predict, source, candidates, draws, batch_size=1)
+    def single(predict: Predictor, compared: Sequence[Compared], draws: Draws, _: int) -> list[Tensor]:
+        return batched(predict, compared, draws, batch_size=1)
 
     return patch.object(locality, "distances_by_draw", single)
 

@@ -10,7 +10,7 @@ distances are paired and few draws suffice to order them. Distances are comparab
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -59,55 +59,72 @@ def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) ->
     return Draws(backbone.add_noise(clean.to(backbone.device), noise.to(backbone.device), t), t)
 
 
+Compared = tuple[Conditioning, Conditioning]
+"""A source prompt (one row) and its candidates `(m ...)`."""
+
+
 @torch.no_grad()
-def distances_by_draw(
-    predict: Predictor, source: Conditioning, candidates: Conditioning, draws: Draws, batch_size: int
-) -> Tensor:
-    """The terms whose mean over k draws is the score distance of one source prompt to each of m candidates: `(k m)` float32 on
-    the CPU."""
-    prompts = Conditioning.cat([source, candidates])
-    k, m = len(draws.t), len(prompts)
-    rows = _rounded(k * m, batch_size).to(draws.t.device)
+def distances_by_draw(predict: Predictor, compared: Sequence[Compared], draws: Draws, batch_size: int) -> list[Tensor]:
+    """For each source prompt the terms whose mean over k draws is its score distance to each of its m candidates: `(k m)`
+    float32 on the CPU."""
+    prompts = Conditioning.cat([part for pair in compared for part in pair])
+    k, n = len(draws.t), len(prompts)
+    rows = _rounded(k * n, batch_size).to(draws.t.device)
     parts = [
-        predict(draws.latents[batch // m], draws.t[batch // m], prompts[batch % m]) for batch in rows.split(batch_size)
+        predict(draws.latents[batch // n], draws.t[batch // n], prompts[batch % n]) for batch in rows.split(batch_size)
     ]
-    predictions = torch.cat(parts)[: k * m].view(k, m, *draws.latents.shape[1:])
-    return (predictions[:, 1:] - predictions[:, :1]).square().mean(dim=(2, 3, 4)).cpu()
+    predictions = torch.cat(parts)[: k * n].view(k, n, *draws.latents.shape[1:])
+    each = predictions.split([1 + len(candidates) for _, candidates in compared], dim=1)
+    return [(of[:, 1:] - of[:, :1]).square().mean(dim=(2, 3, 4)).cpu() for of in each]
 
 
 def nearest(
     predict: Predictor,
-    source: Conditioning,
-    candidates: Conditioning,
+    compared: Sequence[Compared],
     draws: Draws,
     batch_size: int,
     *,
     halving: int | None = None,
-) -> list[tuple[int, float]]:
-    """Places of the candidates with their distance to the source, nearest first (ties in the given order).
+) -> list[list[tuple[int, float]]]:
+    """For each source prompt the places of its candidates with their distance to it, nearest first (ties in the given order).
 
     Args:
+        compared: source prompts with equally many candidates; their predictions share batches.
         halving: None scores every candidate on all draws. With a number, successive halving (Karnin et al., "Almost optimal
             exploration in multi-armed bandits", ICML 2013): the farther half of the candidates drops out after every round,
             and the draws so far double, until as few are left as can be without being fewer than that number; these see all
             draws. Who dropped out comes after who stayed, with its distance over the draws that it saw.
     """
-    m, k = len(candidates), len(draws.t)
+    m, k = len(compared[0][1]), len(draws.t)
     rounds = 0
     while halving and m >> (rounds + 1) >= halving and k >> (rounds + 1) >= 1:
         rounds += 1
     ends = [k >> (rounds - i) for i in range(rounds + 1)]
-    left, sums, begin = torch.arange(m), torch.zeros(m), 0
-    behind: list[tuple[int, float]] = []
+    races, begin = [_Race(m) for _ in compared], 0
     for end in ends:
         some = Draws(draws.latents[begin:end], draws.t[begin:end])
-        sums[left] += distances_by_draw(predict, source, candidates[left], some, batch_size).sum(0)
-        left, begin = left[sums[left].argsort(stable=True)], end
-        stay = len(left) if end == k else -(-len(left) // 2)
-        behind = [(i, float(sums[i]) / end) for i in left[stay:].tolist()] + behind
-        left = left[:stay].sort().values
-    left = left[sums[left].argsort(stable=True)]
-    return [(i, float(sums[i]) / k) for i in left.tolist()] + behind
+        left = [(source, candidates[race.left]) for (source, candidates), race in zip(compared, races, strict=True)]
+        for race, distances in zip(races, distances_by_draw(predict, left, some, batch_size), strict=True):
+            race.run(distances, end, last=end == k)
+        begin = end
+    return [race.ranking for race in races]
+
+
+class _Race:
+    """The m candidates of one prompt: who is left, the sums of their terms, and who dropped out, nearest first."""
+
+    def __init__(self, m: int) -> None:
+        self.left, self._sums = torch.arange(m), torch.zeros(m)
+        self.ranking: list[tuple[int, float]] = []
+
+    def run(self, distances: Tensor, draws: int, last: bool) -> None:
+        """Add the terms `(k m)` of those who are left, who have now seen so many `draws`; the farther half, or all, are
+        ranked."""
+        self._sums[self.left] += distances.sum(0)
+        order = self.left[self._sums[self.left].argsort(stable=True)]
+        stay = 0 if last else -(-len(order) // 2)
+        self.ranking = [(i, float(self._sums[i]) / draws) for i in order[stay:].tolist()] + self.ranking
+        self.left = order[:stay].sort().values
 
 
 def _rounded(count: int, batch_size: int) -> Tensor:
@@ -125,7 +142,7 @@ def rank(
 ) -> list[tuple[str, float]]:
     """`others` with their score distance to `name`, nearest first (`halving`: see `nearest`)."""
     encode = predict.backbone.encode
-    found = nearest(predict, encode([name]), encode(others), draws, batch_size, halving=halving)
+    (found,) = nearest(predict, [(encode([name]), encode(others))], draws, batch_size, halving=halving)
     return [(others[i], distance) for i, distance in found]
 
 
@@ -143,14 +160,19 @@ def choose_mapping(
     A single candidate is not scored, and its choice has no distances.
     """
     encode = predict.backbone.encode
-    choices = []
-    for prompt in prompts:
-        if len(prompt.candidates) == 1:
-            choices.append(Choice(prompt.id, prompt.prompt, prompt.candidates))
-            continue
-        conditioning = encode([c.prompt for c in prompt.candidates])
-        least = targets if halving else None
-        found = nearest(predict, encode([prompt.prompt]), conditioning, draws, batch_size, halving=least)
-        chosen = tuple(prompt.candidates[i] for i, _ in found[:targets])
-        choices.append(Choice(prompt.id, prompt.prompt, chosen, tuple(distance for _, distance in sorted(found))))
+    choices = [Choice(p.id, p.prompt, p.candidates) for p in prompts]
+    for places in _together([len(p.candidates) for p in prompts], len(draws.t), batch_size):
+        some = [prompts[i] for i in places]
+        compared = [(encode([p.prompt]), encode([c.prompt for c in p.candidates])) for p in some]
+        ranked = nearest(predict, compared, draws, batch_size, halving=targets if halving else None)
+        for place, prompt, found in zip(places, some, ranked, strict=True):
+            chosen = tuple(prompt.candidates[i] for i, _ in found[:targets])
+            choices[place] = Choice(prompt.id, prompt.prompt, chosen, tuple(d for _, d in sorted(found)))
     return choices
+
+
+def _together(candidates: Sequence[int], draws: int, batch_size: int) -> Iterator[Sequence[int]]:
+    """Places of prompts with equally many candidates, at least two, as many at a time as a batch has room for."""
+    for m in sorted({*candidates} - {1}):
+        same, each = [i for i, n in enumerate(candidates) if n == m], max(1, batch_size // (draws * (1 + m)))
+        yield from (same[start : start + each] for start in range(0, len(same), each))

@@ -129,7 +129,7 @@ def test_score_distance_is_the_mean_squared_difference_of_predictions(backbone: 
     predict = Predictor(backbone, backbone.denoiser, Evaluations())
     draws = scoring_draws(backbone, 3, seeds.generator(0))
     source, others = backbone.encode(["a fox"]), backbone.encode(["a fox", "a wolf", "a bus on a table"])
-    found = distances_by_draw(predict, source, others, draws, batch_size=5).mean(0)
+    found = distances_by_draw(predict, [(source, others)], draws, batch_size=5)[0].mean(0)
     with torch.no_grad():
         for i in range(3):
             by_hand = [

@@ -9,20 +9,33 @@ import torch
 from torch import Tensor
 
 from expunge.backbones import Conditioning, Predictor
-from expunge.locality import Draws, nearest
+from expunge.locality import Draws, choose_mapping, nearest
+from expunge.prompts import Candidate, ForgetPrompt
 
 DRAWS = Draws(torch.zeros(8, 1, 1, 1), torch.arange(8.0))
+
+
+def told(*places: float) -> Conditioning:
+    return Conditioning({"x": torch.tensor(places)})
+
+
+class Told:
+    """A backbone that encodes a prompt as its place."""
+
+    def encode(self, prompts: list[str]) -> Conditioning:
+        return told(*map(float, prompts))
 
 
 class Scores:
     """A predictor whose prompts stand at given places: the distance of one at x to the source at 0 is x^2 (1 + noise)."""
 
     def __init__(self, noise: float = 0.0, misled: bool = False) -> None:
-        self.evaluations = 0
+        self.evaluations, self.calls = 0, 0
+        self.backbone = Told()
         self._noise, self._misled = noise, misled
 
     def __call__(self, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        self.evaluations += len(t)
+        self.evaluations, self.calls = self.evaluations + len(t), self.calls + 1
         place = conditioning.tensors["x"]
         if self._misled:
             place = torch.where((t == 0) & (place > 0), (40 - place) / 10, place)
@@ -30,12 +43,9 @@ class Scores:
         return (place * (1 + self._noise * wave).sqrt()).view(-1, 1, 1, 1)
 
 
-def told(*places: float) -> Conditioning:
-    return Conditioning({"x": torch.tensor(places)})
-
-
 def find(scores: Scores, places: list[float], halving: int | None) -> list[tuple[int, float]]:
-    return nearest(cast(Predictor, cast(Any, scores)), told(0.0), told(*places), DRAWS, 8, halving=halving)
+    (found,) = nearest(cast(Predictor, cast(Any, scores)), [(told(0.0), told(*places))], DRAWS, 8, halving=halving)
+    return found
 
 
 PLACES = [float((7 * i) % 33 + 1) for i in range(32)]
@@ -70,3 +80,24 @@ def test_few_candidates_or_draws_are_all_scored() -> None:
     scores = Scores()
     assert [i for i, _ in find(scores, [3.0, 1.0, 2.0], 2)] == [1, 2, 0]
     assert scores.evaluations == 8 * 4
+
+
+@pytest.mark.parametrize("halving", [None, 1])
+def test_prompts_that_share_batches_are_ranked_as_each_alone(halving: int | None) -> None:
+    compared = [(told(float(s)), told(*(float((5 * i + s) % 11) for i in range(4)))) for s in range(6)]
+    alone, together = Scores(noise=0.2), Scores(noise=0.2)
+    one_by_one = [nearest(cast(Any, alone), [pair], DRAWS, 64, halving=halving) for pair in compared]
+    found = nearest(cast(Any, together), compared, DRAWS, 64, halving=halving)
+    assert found == [ranking for (ranking,) in one_by_one]
+    assert len({tuple(i for i, _ in ranking) for ranking in found}) > 1
+    assert together.calls < alone.calls
+
+
+def test_mapping_prompts_are_chosen_for_many_prompts_at_once() -> None:
+    offered = [["3", "1"], ["9"], ["4", "2", "8"], ["6", "7"], ["5", "0"]]
+    prompts = [ForgetPrompt("same id", "0", tuple(Candidate(p, p) for p in each)) for each in offered]
+    scores = Scores()
+    chosen = choose_mapping(cast(Any, scores), prompts, DRAWS, 64)
+    assert [c.mapping[0].prompt for c in chosen] == ["1", "9", "2", "6", "0"]
+    assert [len(c.distances) for c in chosen] == [2, 0, 3, 2, 2]
+    assert scores.calls == 1 + 1 + 1  # two prompts with two candidates, the third such prompt, and the one with three
