@@ -37,6 +37,17 @@ def uninterrupted(
     return trained
 
 
+@pytest.fixture
+def whole(
+    method: str,
+    parameters: str,
+    model_folder: Path,
+    uninterrupted: Callable[[str, str, Path], tuple[dict[str, Tensor], Path]],
+) -> tuple[dict[str, Tensor], Path]:
+    """What `uninterrupted` has for the test's own method, parameters and model."""
+    return uninterrupted(method, parameters, model_folder)
+
+
 def test_unknown_fields_are_errors(method: str) -> None:
     with pytest.raises(ValidationError, match="no_such_field"):
         METHODS[method].Config(no_such_field=1)
@@ -89,12 +100,11 @@ def test_only_the_declared_parameters_move_and_the_teacher_stays(
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     method: str,
     parameters: str,
-    model_folder: Path,
+    whole: tuple[dict[str, Tensor], Path],
     fresh_backbone: Callable[[], Backbone],
-    uninterrupted: Callable[[str, str, Path], tuple[dict[str, Tensor], Path]],
     tmp_path: Path,
 ) -> None:
-    first, _ = uninterrupted(method, parameters, model_folder)
+    first, _ = whole
     again, other = (
         run_step(fresh_backbone(), tmp_path / str(seed), method=method, parameters=parameters, seed=seed)
         for seed in (0, 2)
@@ -107,12 +117,11 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
 def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
     method: str,
     parameters: str,
-    model_folder: Path,
+    whole: tuple[dict[str, Tensor], Path],
     fresh_backbone: Callable[[], Backbone],
-    uninterrupted: Callable[[str, str, Path], tuple[dict[str, Tensor], Path]],
     tmp_path: Path,
 ) -> None:
-    whole, folder = uninterrupted(method, parameters, model_folder)
+    weights, folder = whole
 
     def interrupt(entry: StepLog) -> None:
         if entry.step == 3:
@@ -129,7 +138,7 @@ def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
         on_step=lambda e: steps.append(e.step),
     )
     assert steps == [3, 4]
-    assert _equal(whole, resumed)
+    assert _equal(weights, resumed)
     assert log(folder) == log(tmp_path / "broken")
 
 
@@ -137,20 +146,19 @@ def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
 def test_the_comparison_of_resumed_bits_can_fail(
     method: str,
     parameters: str,
-    model_folder: Path,
+    whole: tuple[dict[str, Tensor], Path],
     fresh_backbone: Callable[[], Backbone],
-    uninterrupted: Callable[[str, str, Path], tuple[dict[str, Tensor], Path]],
     tmp_path: Path,
 ) -> None:
     """Without its optimizer moments a checkpoint is not enough."""
     from expunge.files import load_tensors, save_tensors
 
-    whole, _ = uninterrupted(method, parameters, model_folder)
+    weights, _ = whole
     run_step(fresh_backbone(), tmp_path / "half", method=method, parameters=parameters, steps=2)
     path = tmp_path / "half" / "train-000002.safetensors"
     tensors = {n: torch.zeros_like(v) if n.startswith("exp_avg.") else v for n, v in load_tensors(path).items()}
     save_tensors(path, tensors)
-    assert not _equal(whole, run_step(fresh_backbone(), tmp_path / "half", method=method, parameters=parameters))
+    assert not _equal(weights, run_step(fresh_backbone(), tmp_path / "half", method=method, parameters=parameters))
 
 
 @weights_and_adapters

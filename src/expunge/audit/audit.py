@@ -273,8 +273,7 @@ class Audit:
                 write_images(shelf.images, images, table, list(images))
             else:
                 write_images(shelf.images, images, table, pictured(table))
-                base = pd.read_parquet(self.base.judgements)
-                compare_with_base(table, images, base, self.base.images, judges[0], self.config.forgotten)
+                compare_with_base(table, images, self.base, judges[0], self.config.forgotten)
             return table
 
         have = completed(shelf.judgements, rows, judge)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.evaluation import Images, Judge, Value, kernel_distances, metrics, pictures
-from expunge.stream.judged import read_image
+from expunge.stream.judged import Shelf, read_image
 
 PICTURES_PER_CONCEPT = 3
 """Pictures of each concept and role that are kept for the report."""
@@ -32,23 +31,22 @@ def pictured(table: pd.DataFrame) -> list[str]:
     return [*few["row"], *back["row"]]
 
 
-def compare_with_base(
-    table: pd.DataFrame, images: Images, base: pd.DataFrame, base_images: Path, judge: Judge, requested: Sequence[str]
-) -> None:
+def compare_with_base(table: pd.DataFrame, images: Images, base: Shelf, judge: Judge, requested: Sequence[str]) -> None:
     """Add to the table how its pictures differ from the base model's: each row's `drift`, the root mean squared difference of
     a pixel, in [0, 1], and its part in the `kernel` distance (`expunge.evaluation.kernel`) of pictures of what stays.
 
     Args:
         requested: names that were ever asked to go; no picture that was to show one is among what stays.
     """
-    digests = dict(zip(base["row"], base["image"], strict=True))
+    judged = pd.read_parquet(base.judgements)
+    digests = dict(zip(judged["row"], judged["image"], strict=True))
     parts = metrics.of_roles(table, [], requested)
     stays = {*parts["neighbour"]["row"], *parts["other"]["row"]}
     drift: dict[str, float] = {}
     features: dict[str, list[Tensor]] = {}
     rows = [row for row in table["row"] if row in digests]
     for start in range(0, len(rows), BATCH):
-        read = {row: read_image(base_images, digests[row]) for row in rows[start : start + BATCH]}
+        read = {row: read_image(base.images, digests[row]) for row in rows[start : start + BATCH]}
         before = {row: picture for row, picture in read.items() if picture is not None}
         drift |= {row: _difference(images[row], picture) for row, picture in before.items()}
         if compared := [row for row in before if row in stays]:

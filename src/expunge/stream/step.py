@@ -55,8 +55,10 @@ def serve(
     if judged is None or (judged, level) == ("between", "final"):
         with clock.measured("evaluate"):
             _evaluate(shop, step, known, level)
-    result, checks = _measured(shop, request, step, base, forgotten, known)
-    record, stronger = _decided(shop, request, step, clock, previous, result, checks)
+    after = pd.read_parquet(step.judgements)
+    result, checks = _measured(shop, request, step, base, after, forgotten, known)
+    pictures = digest_images(step.images, after)
+    record, stronger = _decided(shop, request, step, clock, previous, pictures, result, checks)
     _seal(shop, step, record, stronger)
     return record if stronger is None else None
 
@@ -66,11 +68,11 @@ def _measured(
     request: Request,
     step: StepDirectory,
     base: pd.DataFrame,
+    after: pd.DataFrame,
     forgotten: Forgotten,
     known: Sequence[Concept],
 ) -> tuple[Metrics, list[Check]]:
     """What the judgements and the weights come to, and what the gate says of it."""
-    after = pd.read_parquet(step.judgements)
     now_forgotten = [c.name for concepts in (*forgotten.values(), request.concepts) for c in concepts]
     requested = [c.name for c in known]
     drift = {
@@ -94,6 +96,7 @@ def _decided(
     step: StepDirectory,
     clock: Clock,
     previous: Path | None,
+    pictures: str,
     result: Metrics,
     checks: list[Check],
 ) -> tuple[StepRecord, float | None]:
@@ -120,7 +123,7 @@ def _decided(
         gate=checks,
         attempts=[*attempts, Attempt(strength=strength, gate=checks, then=then)],
         files=step.digests(),
-        pictures=digest_images(step.images, pd.read_parquet(step.judgements)),
+        pictures=pictures,
         finished_at=now(),
     )
     return record, stronger
@@ -168,8 +171,7 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
     shop.put(step.weights)
     table, images = _judge(shop, step.index, shop.rows(known, level), shop.protocol.enough)
     write_images(step.images, images, table, pictured(table))
-    base = pd.read_parquet(shop.directory.base_judgements)
-    compare_with_base(table, images, base, shop.directory.base_images, shop.judge, [c.name for c in known])
+    compare_with_base(table, images, shop.directory.base, shop.judge, [c.name for c in known])
     write_text(step.level, level)
     write_table(step.judgements, table)
 
