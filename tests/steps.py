@@ -45,7 +45,7 @@ def context(
         "concepts": (vocabulary.concept("fox"),),
         "earlier": (earlier("neon"),),
         "held_out": frozenset({"cat"}),
-        "replay": ReplayConfig(steps=2, forget_latents=2, retain_latents=1, batch_size=4),
+        "replay": ReplayConfig(steps=2, forget_latents=2, retain_latents=1, batch_size=32),
         "seed": seed,
         "batch_size": batch_size,
     }

@@ -23,7 +23,7 @@ from expunge.replay import ReplayConfig
 from expunge.trainable import LoraConfig, trainable
 from steps import SMALL, built, context, run_step
 
-FRESH = ReplayConfig(source="fresh", steps=3, batch_size=4)
+FRESH = ReplayConfig(source="fresh", steps=3, batch_size=32)
 AS_PUBLISHED = FRESH.model_copy(update={"batch_size": 1})
 ENGINES: dict[EngineName, ReplayConfig] = {"fast": FRESH, "reference": AS_PUBLISHED}
 
