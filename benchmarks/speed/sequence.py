@@ -16,10 +16,12 @@ from typing import Any
 
 import pandas as pd
 
-from expunge.benchmark.experiment import Experiment
+from expunge.benchmark import speed
+from expunge.benchmark.experiment import Experiment, Variant
 from expunge.benchmark.speed import SpeedResults
 from expunge.benchmark.table import differences, last_steps
 from expunge.files import write_json
+from expunge.reference import EngineName
 from expunge.stream import preset
 
 HERE = Path(__file__).parent
@@ -27,29 +29,37 @@ SEEDS = 3
 """Seeds from which on a difference is quoted."""
 
 
-def optimizer_steps(results: SpeedResults) -> dict[str, int]:
-    return {engine: settings["train"]["steps"] for engine, settings in results.settings.engines.items()}
-
-
 def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment) -> list[str]:
     """Why the files cannot be read beside each other."""
-    asked = {name: preset(v.preset, v.changes).train.steps for name, v in quality.variants.items()}
-    expected = {"reference": asked["reference"], "fast": asked["fast"]}
     found = []
-    if len({*optimizer_steps(alike).values()}) > 1:
-        found.append(f"--equal-steps has engines of different steps: {optimizer_steps(alike)}.")
-    if optimizer_steps(own) != expected:
-        found.append(f"--equal-quality has the steps {optimizer_steps(own)}, the quality sequences {expected}.")
+    for file, timed, reference in (("--equal-steps", alike, "reference-equal"), ("--equal-quality", own, "reference")):
+        variants: dict[EngineName, str] = {"reference": reference, "fast": "fast"}
+        for engine, name in variants.items():
+            if served(timed.settings.engines[engine]) != served(settings_of(quality.variants[name])):
+                found.append(
+                    f"{file} timed {engine} with other settings than the quality sequences' variant {name} has."
+                )
     for what in ("preset", "protocol", "model"):
         if getattr(alike.settings, what) != getattr(own.settings, what):
             found.append(f"The two timings are of another {what}.")
     if alike.machine != own.machine:
         found.append("The two timings are of two machines.")
-    if any(v.preset != alike.settings.preset for v in quality.variants.values()):
-        found.append("The quality sequences are of another preset than the timings.")
     if quality.protocol != alike.settings.protocol:
         found.append("The quality sequences are of another protocol than the timings.")
     return found
+
+
+def settings_of(variant: Variant) -> dict[str, Any]:
+    return speed.compared(preset(variant.preset, variant.changes))
+
+
+def served(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the precision, which is the machine's where it is "auto"."""
+    return {**settings, "train": {k: v for k, v in settings["train"].items() if k != "precision"}}
+
+
+def optimizer_steps(results: SpeedResults) -> dict[str, int]:
+    return {engine: settings["train"]["steps"] for engine, settings in results.settings.engines.items()}
 
 
 def compared(table: pd.DataFrame, baseline: str) -> tuple[dict[str, Any], list[int]]:

@@ -16,12 +16,12 @@ from expunge.benchmark import Experiment, machine, speed
 from expunge.benchmark.machine import Machine
 from expunge.benchmark.speed import Plan, Settings, SpeedResults, Timed, measure
 from expunge.errors import ExpungeError
-from expunge.reference import METHOD_SETTINGS
+from expunge.reference import METHOD_SETTINGS, EngineName
 from expunge.stream import preset
 from expunge.stream.summary import EvaluationCounts, Seconds
 from runs import FAST, PROTOCOL, expunge
 
-CHANGES: dict[str, dict[str, Any]] = {
+SMALL: dict[str, dict[str, Any]] = {
     "method": {
         "forget_prompts": 2,
         "mapping_candidates": 1,
@@ -33,6 +33,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "replay": {"forget_latents": 1, "retain_latents": 1, "steps": 2},
     "train": {"batch_size": 1, "accumulation": 1, "steps": 2, "learning_rate": 1e-3, "precision": "fp32"},
 }
+CHANGES: dict[EngineName, dict[str, Any]] = {"reference": SMALL, "fast": SMALL}
 QUIET = 0.1
 """A load average at which nothing else runs."""
 
@@ -124,7 +125,7 @@ def test_the_same_call_goes_on_after_the_last_pair(
 
 def test_a_request_that_is_timed_again_does_not_find_its_own_work(tmp_path: Path) -> None:
     """What M(0) painted for it is kept for later requests (`teacher = "base"`), and would be read instead of painted."""
-    run = Run.create(tmp_path / "fast", requests=["panda"], preset_name="lacu-iconworld", changes=CHANGES)
+    run = Run.create(tmp_path / "fast", requests=["panda"], preset_name="lacu-iconworld", changes=SMALL)
     earlier, own = run.directory.memory / "earlier", run.directory.memory / "own"
     files.write_text(earlier, "painted for a request before it")
     for _ in range(2):
@@ -192,14 +193,14 @@ def test_other_settings_and_other_machines_are_not_mixed(tmp_path: Path, monkeyp
 
     run()
     with pytest.raises(ExpungeError, match="with other settings"):
-        run("other", steps={"fast": 1})
+        run("other", changes={**CHANGES, "fast": _with_steps(1)})
     here = Machine.here()
     monkeypatch.setattr(machine.Machine, "here", lambda: here.model_copy(update={"threads": 64}))
     with pytest.raises(ExpungeError, match="on another machine"):
         run()
     out.unlink()
     with pytest.raises(ExpungeError, match="reference was made with other settings"):
-        run(steps={"reference": 1})
+        run(changes={**CHANGES, "reference": _with_steps(1)})
 
 
 def test_ratios_are_medians_of_pairs_and_quoted_from_six_on(tmp_path: Path) -> None:
@@ -225,13 +226,17 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (3.0, 3.0, 3.0))
     said = expunge("bench", "speed", *FAST, *options, code=2)
     assert "something else is running" in said
-    said = expunge("bench", "speed", *FAST, *options, "--force", "--fast-steps", "3")
+    said = expunge("bench", "speed", *FAST, *options, "--force", "--fast-set", "train.steps=3")
     assert "1.00 [1.00, 1.00]" in said
     assert "forced" in said
     stored = files.read_json(tmp_path / "out.json")
     steps = {engine: config["train"]["steps"] for engine, config in stored["settings"]["engines"].items()}
     assert steps == {"reference": 6, "fast": 3}
     assert str(tmp_path) not in json.dumps(stored)
+
+
+def _with_steps(steps: int) -> dict[str, dict[str, Any]]:
+    return {**SMALL, "train": {**SMALL["train"], "steps": steps}}
 
 
 def _timed(request: int, engine: Any, seconds: float) -> Timed:

@@ -153,23 +153,20 @@ class Plan:
 
     Attributes:
         protocol: whose requests are served, in its order.
-        changes: laid over the preset for both engines, section by section.
-        steps: optimizer steps of an engine, where they are not the preset's.
+        changes: laid over the preset for each engine, section by section.
     """
 
     preset: str
     protocol: str
     seed: int = 0
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    steps: Mapping[EngineName, int] = field(default_factory=dict)
+    changes: Mapping[EngineName, Mapping[str, Any]] = field(default_factory=dict)
 
     def changes_for(self, engine: EngineName) -> dict[str, Any]:
         """No stopping rule: both engines take all their optimizer steps."""
-        train = {**self.changes.get("train", {}), "engine": engine, "stop": None}
-        if engine in self.steps:
-            train["steps"] = self.steps[engine]
+        changes = self.changes.get(engine, {})
+        train = {**changes.get("train", {}), "engine": engine, "stop": None}
         evaluate = {"protocol": self.protocol}
-        return {**self.changes, "train": train, "evaluate": evaluate, "gate": OPEN_GATE, "seed": self.seed}
+        return {**changes, "train": train, "evaluate": evaluate, "gate": OPEN_GATE, "seed": self.seed}
 
 
 def measure(
@@ -223,7 +220,7 @@ def _begun(plan: Plan, protocol: str, out: Path) -> SpeedResults:
     """
     configs = {engine: preset(plan.preset, plan.changes_for(engine)) for engine in ENGINES}
     digest = backbones.model_digest(model_folder(configs["fast"].model.source))
-    engines = {engine: _compared(config.frozen(digest)) for engine, config in configs.items()}
+    engines = {engine: compared(config.frozen(digest)) for engine, config in configs.items()}
     settings = Settings(preset=Path(plan.preset).stem, protocol=protocol, model=digest, seed=plan.seed, engines=engines)
     new = SpeedResults(machine=Machine.here(), settings=settings)
     old = SpeedResults.read(out) if out.exists() else new
@@ -235,7 +232,7 @@ def _begun(plan: Plan, protocol: str, out: Path) -> SpeedResults:
 
 
 def _run(
-    plan: Plan, engine: EngineName, folder: Path, requests: Sequence[Sequence[str]], compared: Mapping[str, Any]
+    plan: Plan, engine: EngineName, folder: Path, requests: Sequence[Sequence[str]], settings: Mapping[str, Any]
 ) -> Run:
     """The run in `folder`, or a new one.
 
@@ -245,12 +242,13 @@ def _run(
     if not (folder / "run.toml").exists():
         return Run.create(folder, requests=requests, preset_name=plan.preset, changes=plan.changes_for(engine))
     run = Run(folder)
-    if _compared(run.config) != compared:
+    if compared(run.config) != settings:
         raise ExpungeError(f"{folder} was made with other settings. Give another folder (--work).")
     return run
 
 
-def _compared(config: RunConfig) -> dict[str, Any]:
+def compared(config: RunConfig) -> dict[str, Any]:
+    """What a timing is of: the sections of a configuration that say how a request is served."""
     return config.model_dump(mode="json", include={"method", "constraints", "replay", "train"})
 
 

@@ -73,9 +73,13 @@ def speed(
     protocol: Annotated[str, typer.Option(help="A built-in protocol or a TOML file.")] = "iconworld-dev-a",
     preset: Annotated[str, typer.Option(help="A preset's name, or a TOML file.")] = "lacu-iconworld",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    reference_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the reference alone.")] = None,
-    fast_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps of the fast engine alone.")] = None,
     assignments: Set = [],  # noqa: B006 - typer copies it
+    of_reference: Annotated[
+        list[str], typer.Option("--reference-set", metavar="KEY=VALUE", help="As --set, for the reference alone.")
+    ] = [],  # noqa: B006
+    of_fast: Annotated[
+        list[str], typer.Option("--fast-set", metavar="KEY=VALUE", help="As --set, for the fast engine alone.")
+    ] = [],  # noqa: B006
     out: Annotated[Path | None, typer.Option(help="Results file; benchmarks/speed/results/PROTOCOL.json.")] = None,
     work: Annotated[Path, typer.Option(help="Folder of the two engines' runs, one for each results file.")] = Path(
         "runs/speed"
@@ -87,13 +91,12 @@ def speed(
         from expunge.benchmark import speed as timing
         from expunge.cli.tables import speed_table
 
-        given: dict[EngineName, int | None] = {"reference": reference_steps, "fast": fast_steps}
+        own: dict[EngineName, list[str]] = {"reference": of_reference, "fast": of_fast}
         plan = timing.Plan(
             preset=preset,
             protocol=protocol,
             seed=seed,
-            changes=changes_of(assignments),
-            steps={engine: steps for engine, steps in given.items() if steps is not None},
+            changes={engine: changes_of([*assignments, *more]) for engine, more in own.items()},
         )
         target = out or Path("benchmarks/speed/results") / f"{Path(protocol).stem}.json"
 
