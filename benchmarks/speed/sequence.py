@@ -16,9 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from expunge.benchmark import speed
-from expunge.benchmark.experiment import Experiment, Variant
-from expunge.benchmark.speed import SpeedResults
+from expunge.benchmark.experiment import Experiment
+from expunge.benchmark.speed import SpeedResults, settings_of
 from expunge.benchmark.table import differences, last_steps
 from expunge.files import write_json
 from expunge.reference import EngineName
@@ -32,25 +31,26 @@ SEEDS = 3
 def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment) -> list[str]:
     """Why the files cannot be read beside each other."""
     found = []
+    if len({*optimizer_steps(alike).values()}) > 1:
+        found.append(f"--equal-steps has engines of different steps: {optimizer_steps(alike)}.")
+    asked = {name: served(settings_of(preset(v.preset, v.changes))) for name, v in quality.variants.items()}
     for file, timed, reference in (("--equal-steps", alike, "reference-equal"), ("--equal-quality", own, "reference")):
         variants: dict[EngineName, str] = {"reference": reference, "fast": "fast"}
         for engine, name in variants.items():
-            if served(timed.settings.engines[engine]) != served(settings_of(quality.variants[name])):
+            if served(timed.settings.engines[engine]) != asked[name]:
                 found.append(
                     f"{file} timed {engine} with other settings than the quality sequences' variant {name} has."
                 )
     for what in ("preset", "protocol", "model"):
         if getattr(alike.settings, what) != getattr(own.settings, what):
             found.append(f"The two timings are of another {what}.")
+    if any(v.preset != alike.settings.preset for v in quality.variants.values()):
+        found.append("The quality sequences are of another preset than the timings.")
     if alike.machine != own.machine:
         found.append("The two timings are of two machines.")
     if quality.protocol != alike.settings.protocol:
         found.append("The quality sequences are of another protocol than the timings.")
     return found
-
-
-def settings_of(variant: Variant) -> dict[str, Any]:
-    return speed.compared(preset(variant.preset, variant.changes))
 
 
 def served(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from expunge.replay import ReplayConfig, Trajectories
 from steps import SMALL, built, context, earlier
 
 AGAIN = {"teacher": "base", "lambda_again": 1.0, "again_prompts": 2, "along": "both"}
-REPLAY = ReplayConfig(source="trajectory", steps=3, forget_latents=1, retain_latents=1, batch_size=32)
+REPLAY = ReplayConfig(source="trajectory", steps=3, forget_latents=1, retain_latents=1, batch_size=4)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from expunge.replay import ReplayConfig, Trajectories
 from expunge.stream import preset
 from steps import built, context, run_step
 
-REPLAY = ReplayConfig(source="trajectory", steps=4, forget_latents=2, retain_latents=1, batch_size=32)
+REPLAY = ReplayConfig(source="trajectory", steps=4, forget_latents=2, retain_latents=1, batch_size=4)
 
 
 def _prepared(backbone: Backbone, **changes: Any) -> tuple[Resteering, State, Predictor]:

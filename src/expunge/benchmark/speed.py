@@ -220,7 +220,7 @@ def _begun(plan: Plan, protocol: str, out: Path) -> SpeedResults:
     """
     configs = {engine: preset(plan.preset, plan.changes_for(engine)) for engine in ENGINES}
     digest = backbones.model_digest(model_folder(configs["fast"].model.source))
-    engines = {engine: compared(config.frozen(digest)) for engine, config in configs.items()}
+    engines = {engine: settings_of(config.frozen(digest)) for engine, config in configs.items()}
     settings = Settings(preset=Path(plan.preset).stem, protocol=protocol, model=digest, seed=plan.seed, engines=engines)
     new = SpeedResults(machine=Machine.here(), settings=settings)
     old = SpeedResults.read(out) if out.exists() else new
@@ -242,12 +242,12 @@ def _run(
     if not (folder / "run.toml").exists():
         return Run.create(folder, requests=requests, preset_name=plan.preset, changes=plan.changes_for(engine))
     run = Run(folder)
-    if compared(run.config) != settings:
+    if settings_of(run.config) != settings:
         raise ExpungeError(f"{folder} was made with other settings. Give another folder (--work).")
     return run
 
 
-def compared(config: RunConfig) -> dict[str, Any]:
+def settings_of(config: RunConfig) -> dict[str, Any]:
     """What a timing is of: the sections of a configuration that say how a request is served."""
     return config.model_dump(mode="json", include={"method", "constraints", "replay", "train"})
 
