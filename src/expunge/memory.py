@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import OutOfMemory
+from expunge.errors import ExpungeError, OutOfMemory
 
 
 @contextmanager
@@ -56,15 +56,29 @@ def whole(work: str) -> Iterator[None]:
 
 
 @contextmanager
-def _allocating(sentence: Callable[[], str]) -> Iterator[None]:
-    """Make an allocation that fails an `OutOfMemory` with `sentence`, which is asked when what did fit is free again."""
+def room_for(work: str, setting: str) -> Iterator[None]:
+    """Try a piece of `work` that is going to be done as often as it takes.
+
+    Args:
+        setting: what is to be lowered where there is no room.
+
+    Raises:
+        ExpungeError: when memory runs out.
+    """
+    with _allocating(lambda: f"There is no room here for {work}. Lower {setting}.", ExpungeError):
+        yield
+
+
+@contextmanager
+def _allocating(sentence: Callable[[], str], kind: type[ExpungeError] = OutOfMemory) -> Iterator[None]:
+    """Make an allocation that fails an error of `kind` with `sentence`, which is asked when what did fit is free again."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if not _ran_out(error):
             raise
         traceback.clear_frames(error.__traceback__)  # they hold tensors
-        raise OutOfMemory(sentence()) from error
+        raise kind(sentence()) from error
 
 
 def _halves(rows: int) -> Iterator[int]:

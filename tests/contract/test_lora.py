@@ -14,7 +14,7 @@ from expunge.backbones import Backbone
 from expunge.constraints import L2, Anchors, L2Config
 from expunge.files import load_tensors
 from expunge.trainable import LoraConfig, LowRank, trainable
-from steps import example_prediction, run_step
+from steps import example_prediction, in_fixed_order, run_step
 
 CONFIG = LoraConfig(rank=3, alpha=6.0)
 
@@ -30,6 +30,7 @@ def _with_update(adapters: LowRank) -> dict[str, tuple[Tensor, Tensor]]:
     return {f"{n}.weight": (factors[f"{n}.lora_A"], factors[f"{n}.lora_B"]) for n in names}
 
 
+@in_fixed_order
 def test_merged_weights_are_w_plus_scale_b_a_and_nothing_else_changes(
     fresh_backbone: Callable[[], Backbone],
 ) -> None:

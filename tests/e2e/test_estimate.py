@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 import expunge
+from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.cli.shared import changes_of
 from expunge.stream import DEFAULT_PRESET, Estimate, preset
+from expunge.stream.rehearsal import Silent
 from runs import FAST, PROTOCOL
 from runs import expunge as command
 
@@ -77,6 +82,28 @@ def test_the_published_loop_is_counted_too(estimated: Estimate) -> None:
     assert reference.requests[0].evaluations.backward == 2 * rows
     assert reference.requests[0].evaluations.forward > rows * 2 * 22
     assert estimated.requests[0].evaluations.backward == 2 * rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "trained", "work"),
+    [
+        (8, False, "painting 8 pictures at once. Lower sampler.batch_size in the protocol"),
+        (16, False, "a prediction for 64 latents at once. Lower replay.batch_size"),
+        (2, True, "an optimizer step on 2 rows of each role at once. Lower train.batch_size"),
+    ],
+)
+def test_what_does_not_fit_is_said_now(rows: int, trained: bool, work: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict = StableDiffusion.predict
+
+    def limited(self: StableDiffusion, denoiser: nn.Module, latents: Tensor, *more: Any) -> Tensor:
+        real = not isinstance(denoiser, Silent)
+        if real and torch.is_grad_enabled() == trained and len(latents) > rows:
+            torch.empty(10**15)
+        return predict(self, denoiser, latents, *more)
+
+    monkeypatch.setattr(StableDiffusion, "predict", limited)
+    with pytest.raises(expunge.ExpungeError, match=f"no room here for {work}"):
+        rehearsed()
 
 
 def test_the_command_prints_a_table_and_makes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from expunge.engine import StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
 from expunge.hardware import processes
-from expunge.memory import peak_memory
+from expunge.memory import peak_memory, room_for
 from expunge.methods import GradientMethod, Position, StepContext
 from expunge.prompts import PromptSource
 from expunge.schema import Strict
@@ -105,7 +105,7 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     """What serving `requests`, each one or more concepts, would cost in a run with this configuration.
 
     Raises:
-        ExpungeError: for what `Run.create` would refuse.
+        ExpungeError: for what `Run.create` would refuse, or where memory runs out.
     """
     config = config.frozen("")
     if not requests:
@@ -212,7 +212,7 @@ class _Rehearsal:
             noisy = torch.randn(shape, generator=seeds.generator(0, "estimate")).to(self.backbone.device)
             t = self.backbone.network_time(torch.full((latents,), 500)).to(self.backbone.device)
             told = self.backbone.encode([""])[torch.zeros(latents, dtype=torch.long)]
-            with torch.no_grad():
+            with torch.no_grad(), room_for(f"a prediction for {latents} latents at once", "replay.batch_size"):
                 self.call_seconds[latents] = _timed(lambda: self.teacher(noisy, t, told))
         return self.call_seconds[latents]
 
@@ -222,20 +222,22 @@ class _Rehearsal:
         if losses not in self.step_seconds:
             entries: list[StepLog] = []
             folder = Path(tempfile.mkdtemp(dir=self.scratch))
-            train(
-                self.backbone,
-                self.teacher,
-                self.method,
-                state,
-                self.config.build_constraints(),
-                self.stored,
-                self.config.train.model_copy(update={"steps": TIMED_STEPS, "warmup_steps": 0, "stop": None}),
-                seed=0,
-                checkpoint=folder,
-                log=folder / "train.jsonl",
-                evaluations=Evaluations(),
-                on_step=entries.append,
-            )
+            rows = self.config.train.batch_size
+            with room_for(f"an optimizer step on {rows} rows of each role at once", "train.batch_size"):
+                train(
+                    self.backbone,
+                    self.teacher,
+                    self.method,
+                    state,
+                    self.config.build_constraints(),
+                    self.stored,
+                    self.config.train.model_copy(update={"steps": TIMED_STEPS, "warmup_steps": 0, "stop": None}),
+                    seed=0,
+                    checkpoint=folder,
+                    log=folder / "train.jsonl",
+                    evaluations=Evaluations(),
+                    on_step=entries.append,
+                )
             self.step_seconds[losses] = median(entry.seconds for entry in entries[1:])
         return self.step_seconds[losses]
 
@@ -244,7 +246,10 @@ class _Rehearsal:
         rows = protocol_rows(self.protocol, self.source, [])[: min(TIMED_PICTURES, self.protocol.sampler.batch_size)]
         judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
         precision = self.config.evaluate.precision
-        return _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1) / len(rows)
+        with room_for(f"painting {len(rows)} pictures at once", "sampler.batch_size in the protocol"):
+            return _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1) / len(
+                rows
+            )
 
 
 def _checked(stop: StopConfig | None, steps: int, draw: Mapping[int, int], losses: Mapping[int, int]) -> dict[int, int]:
