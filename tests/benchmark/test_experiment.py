@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
 from expunge.stream import verify
-from runs import FAST, PROTOCOL, expunge
+from runs import FAST, PROTOCOL, command, expunge
 
 
 def value(x: float) -> dict[str, float]:
@@ -132,7 +135,8 @@ def test_a_bad_file_is_named(tmp_path: Path) -> None:
         Experiment.read(path)
 
 
-def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
+def small_experiment(folder: Path, **more: str) -> Path:
+    """An experiment of the variants `full` and `other`, which are the same, and those of `more`."""
     sections: dict[str, list[str]] = {}
     for assignment in FAST[3::2]:
         field, _, text = assignment.partition("=")
@@ -140,16 +144,22 @@ def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
         if section != "gate":
             sections.setdefault(section, []).append(f"{name} = {text}")
     changes = ", ".join(f"{section} = {{ {', '.join(fields)} }}" for section, fields in sections.items())
-    path = tmp_path / "small.toml"
+    variants = {"full": changes, "other": changes, **more}
+    path, protocol = folder / "small.toml", folder / "protocol.toml"
+    protocol.write_text(re.sub("requests = .*", 'requests = [["panda"], ["mosaic"]]', PROTOCOL.read_text()))
     path.write_text(
-        f'schema = 1\nprotocol = "{PROTOCOL}"\nseeds = [0, 1]\n'
-        f'[variants.full]\npreset = "lacu-iconworld"\nchanges = {{ {changes} }}\n'
-        f'[variants.other]\npreset = "lacu-iconworld"\nchanges = {{ {changes} }}\n'
+        f'schema = 1\nprotocol = "{protocol}"\nseeds = [0, 1]\n'
+        + "".join(f'[variants.{n}]\npreset = "lacu-iconworld"\nchanges = {{ {c} }}\n' for n, c in variants.items())
     )
+    return path
+
+
+def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
+    path = small_experiment(tmp_path)
     expunge("bench", path, "--only", "full", "--seed", "0", "--work", tmp_path / "work")
     result = tmp_path / "small" / "full-0.json"
     assert [p.name for p in (tmp_path / "small").iterdir()] == [result.name]
-    assert len(files.read_json(result)["steps"]) == 3
+    assert len(files.read_json(result)["steps"]) == 2
     assert [p.name for p in (tmp_path / "work" / "small").iterdir()] == ["base"]
     before = result.stat().st_mtime_ns
     assert "full" in expunge("bench", path, "--only", "full", "--seed", "0", "--work", tmp_path / "work")
@@ -170,13 +180,43 @@ def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
     run = Run.create(
         tmp_path / "run",
         requests=["panda"],
-        changes={**changes, "evaluate": {**changes["evaluate"], "protocol": str(PROTOCOL)}},
+        changes={**changes, "evaluate": {**changes["evaluate"], "protocol": experiment.protocol}},
     )
     base_model.lend(run, tmp_path / "work" / "small" / "base")
     assert run.directory.base_judgements.exists()
-    evaluate = {**changes["evaluate"], "protocol": str(PROTOCOL), "precision": "bf16"}
+    evaluate = {**changes["evaluate"], "protocol": experiment.protocol, "precision": "bf16"}
     coarse = Run.create(tmp_path / "coarse", requests=["panda"], changes={**changes, "evaluate": evaluate})
     base_model.lend(coarse, tmp_path / "work" / "small" / "base")
     assert not coarse.directory.base_judgements.exists()  # they were painted in other arithmetic
     run.resume()
     assert not verify(run.directory.path).problems
+
+
+def test_sequences_are_served_at_once_and_go_on_after_an_interruption(tmp_path: Path) -> None:
+    path, work = small_experiment(tmp_path, broken='model = { source = "nowhere" }'), tmp_path / "work"
+    arguments = ["bench", path, "--seed", "0", "--work", work, "--jobs", "3"]
+    process = subprocess.Popen(command(*map(str, arguments)))
+    while not (work / "small" / "other-0" / "run.toml").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 3
+    assert not (tmp_path / "small").exists()
+
+    said = expunge(*arguments, code=2)
+    assert said.count(": done") == 2
+    assert "Not served: broken with seed 0." in said
+    assert "nowhere" in (work / "small" / "broken-0.log").read_text()
+    assert not (work / "small" / "full-0.log").exists()
+    full, other = (files.read_json(tmp_path / "small" / f"{name}-0.json") for name in ("full", "other"))
+    assert full["ua_matrix"] == other["ua_matrix"]
+    assert ": begun" not in expunge(*arguments, "--only", "full")
+    expunge(*arguments, "--only", "fulll", code=2)
+
+
+def test_a_begun_sequence_of_other_settings_is_refused(tmp_path: Path) -> None:
+    path = small_experiment(tmp_path)
+    experiment, shelf = Experiment.read(path), tmp_path / "work"
+    Run.create(shelf / "full-0", requests=["panda"], preset_name="lacu-iconworld")
+    with pytest.raises(ExpungeError, match="other settings or requests"):
+        serve_variant(experiment, "full", 0, tmp_path / "small", shelf)

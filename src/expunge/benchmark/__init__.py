@@ -1,6 +1,7 @@
 """Experiments as files, results as files, tables and figures from these."""
 
-from expunge.benchmark.experiment import Experiment, Variant, serve_variant
+from expunge.benchmark.at_once import serve_at_once
+from expunge.benchmark.experiment import Experiment, Variant, results_file, serve_variant
 from expunge.benchmark.table import at_matched_forgetting, differences, last_steps, markdown
 from expunge.benchmark.writing import MATCHED_UA, write_experiment
 
@@ -12,6 +13,8 @@ __all__ = [
     "differences",
     "last_steps",
     "markdown",
+    "results_file",
+    "serve_at_once",
     "serve_variant",
     "write_experiment",
 ]

@@ -93,26 +93,26 @@ class Experiment(Strict):
 def serve_variant(
     experiment: Experiment, name: str, seed: int, results: Path, work: Path, progress: ProgressCallback = lambda _: None
 ) -> Path:
-    """Serve the sequence with one variant and seed; its results file, `RESULTS/<variant>-<seed>.json`.
+    """Serve the sequence with one variant and seed; its results file.
 
     Args:
         work: folder of unfinished runs. One that is there already is gone on with; it is deleted once it has its results,
             but for its pictures of the base model, which later sequences take over.
     """
-    target, folder = results / f"{name}-{seed}.json", work / f"{name}-{seed}"
+    target, folder = results_file(results, name, seed), work / f"{name}-{seed}"
     if target.exists():
         return target
-    variant = experiment.variant(name)
-    if (folder / "run.toml").exists():
-        run = Run(folder)
-    else:
-        run = _create(experiment, variant, seed, folder)
-        base_model.lend(run, work / "base")
+    run = _run(experiment, experiment.variant(name), seed, folder)
+    base_model.lend(run, work / "base")
     run.resume(progress)
     base_model.keep(run, work / "base")
     files.write_json(target, run.summary().model_dump(mode="json", by_alias=True))
     shutil.rmtree(folder)
     return target
+
+
+def results_file(results: Path, name: str, seed: int) -> Path:
+    return results / f"{name}-{seed}.json"
 
 
 def order(protocol: Protocol, seed: int) -> list[tuple[str, ...]]:
@@ -129,7 +129,12 @@ def joined(requests: Sequence[tuple[str, ...]], together: int) -> list[tuple[str
     return [tuple(name for request in requests[i : i + together] for name in request) for i in starts]
 
 
-def _create(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
+def _run(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
+    """The run in `folder`, which is made where it is not there yet.
+
+    Raises:
+        ExpungeError: where the one that is there was made with other settings.
+    """
     evaluate = {**variant.changes.get("evaluate", {}), "protocol": experiment.protocol}
     fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
     return Run.create(

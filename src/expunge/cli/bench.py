@@ -37,13 +37,22 @@ def experiment_file(
     only: Annotated[list[str], typer.Option(metavar="VARIANT", help="Serve this variant alone (repeatable).")] = [],  # noqa: B006
     seed: Annotated[list[int], typer.Option(help="Serve this seed alone (repeatable).")] = [],  # noqa: B006
     work: Annotated[Path, typer.Option(help="Folder of unfinished runs.")] = Path("runs/bench"),
+    jobs: Annotated[int, typer.Option(min=1, help="Sequences to serve at once, each by a process of its own.")] = 1,
     write: Annotated[
         Path | None, typer.Option(help="Serve nothing: write table and figures of the results so far into this folder.")
     ] = None,
 ) -> None:
     """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
-    with sentences():
-        from expunge.benchmark import MATCHED_UA, Experiment, last_steps, serve_variant, write_experiment
+    with sentences("the same command goes on from the last checkpoint of every sequence."):
+        from expunge.benchmark import (
+            MATCHED_UA,
+            Experiment,
+            last_steps,
+            results_file,
+            serve_at_once,
+            serve_variant,
+            write_experiment,
+        )
         from expunge.cli.progress import RunProgress
         from expunge.cli.tables import experiment_table
 
@@ -57,12 +66,23 @@ def experiment_file(
                     console.print(f"{family}: {metric.upper()} at UA {MATCHED_UA}: {value}", highlight=False)
             console.print(f"Written: {stem}-*", highlight=False)
             return
-        for number in seed or experiment.seeds:
-            for name in only or experiment.variants:
+        for name in only:
+            experiment.variant(name)
+        todo = [(name, number) for number in seed or experiment.seeds for name in only or experiment.variants]
+        if jobs > 1:
+            unserved = [(name, number) for name, number in todo if not results_file(results, name, number).exists()]
+            serve_at_once(file, unserved, work, jobs, _say)
+        else:
+            for name, number in todo:
                 with RunProgress(console) as progress:
                     serve_variant(experiment, name, number, results, work / file.stem, progress)
-                console.print(f"{name}, seed {number}: done", highlight=False)
+                _say((name, number), "done")
         console.print(experiment_table(last_steps(results)))
+
+
+def _say(sequence: tuple[str, int], what: str, log: Path | None = None) -> None:
+    name, seed = sequence
+    console.print(f"{name}, seed {seed}: {what}{f' (log: {log})' if log else ''}", highlight=False)
 
 
 @app.command()
