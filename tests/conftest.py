@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A console that finds this when it is made keeps to it, whatever a test says later; pytest-xdist sets it.
 os.environ.pop("COLUMNS", None)
 
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,6 +25,11 @@ import tiny
 for library in (diffusers, transformers):
     library.utils.logging.disable_progress_bar()
     library.utils.logging.set_verbosity_error()
+
+# All processes of pytest-xdist work with one stand-in for the built-in model: the first one makes it.
+if "STAND_IN" not in os.environ:
+    place = tempfile.TemporaryDirectory(prefix="stand-in-")
+    os.environ["STAND_IN"] = str(tiny.save("stand-in", Path(place.name) / "iconworld-1"))
 
 
 @pytest.fixture(scope="session")

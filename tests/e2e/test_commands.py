@@ -20,7 +20,7 @@ import expunge as package
 from expunge import backbones, iconworld
 from expunge.cli import shared
 from expunge.files import digest_bytes, digest_file, load_tensors
-from runs import COLD, FAST, command, expunge
+from runs import COLD, DRAWN, STAND_IN, command, expunge
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
 
@@ -89,9 +89,7 @@ def test_the_events_are_a_chain(finished_run: Path) -> None:
 
 
 def test_weights_hold_what_differs_from_the_base_in_its_stored_dtype(finished_run: Path) -> None:
-    folder = iconworld.model_folder("iconworld")
-    assert folder is not None
-    stored = backbones.stored_denoiser(folder)
+    stored = backbones.stored_denoiser(STAND_IN)
     weights = load_tensors(finished_run / "steps" / "0002" / "weights.safetensors")
     assert weights
     assert all(".attn2." in name for name in weights)
@@ -134,7 +132,7 @@ def test_a_stream_stays_open(finished_run: Path, tmp_path: Path) -> None:
 
 
 def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(tmp_path: Path) -> None:
-    output = expunge("run", tmp_path / "run", "panda", *FAST, *COLD, "--set", "gate.forget=1.0", code=1)
+    output = expunge("run", tmp_path / "run", "panda", *DRAWN, *COLD, "--set", "gate.forget=1.0", code=1)
     assert "did not pass the gate: UA of panda is" in output
     run = package.Run(tmp_path / "run")
     assert [r.status for r in run.records] == ["rejected"]

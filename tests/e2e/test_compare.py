@@ -16,7 +16,7 @@ from expunge.concepts import Concept
 from expunge.stream.directory import RunDirectory
 from expunge.stream.judged import write_table
 from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin
-from runs import PROTOCOL, expunge
+from runs import PROTOCOL, STAND_IN, expunge
 
 
 def make(
@@ -121,7 +121,7 @@ def test_a_run_is_compared_with_an_evaluation(finished_run: Path, tmp_path: Path
     weights = finished_run / "steps" / "0002" / "weights.safetensors"
     out = tmp_path / "evaluated"
     Audit.create(
-        out, model=str(weights), base="iconworld", protocol=str(PROTOCOL), forgotten=["mosaic", "panda"]
+        out, model=str(weights), base=str(STAND_IN), protocol=str(PROTOCOL), forgotten=["mosaic", "panda"]
     ).evaluate()
     expunge("compare", finished_run, out, "--out", tmp_path / "page.html")
     found = compare(finished_run, out)

@@ -26,7 +26,7 @@ from expunge import Audit, ExpungeError, backbones, iconworld, report
 from expunge.audit import audit_schema
 from expunge.audit.paired import compare_tables
 from expunge.evaluation import metrics
-from runs import PROTOCOL, expunge
+from runs import PROTOCOL, STAND_IN, expunge
 
 BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
 SCHEMA = Path(__file__).parents[2] / "docs" / "evaluation.schema.json"
@@ -96,15 +96,16 @@ def test_the_base_model_against_itself_differs_in_nothing(itself: Path) -> None:
     assert "The model's weights are the base model's" in (itself / "report.html").read_text().replace("&#39;", "'")
 
 
-def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: Path, out: Path, tmp_path: Path) -> None:
+def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: Path, tmp_path: Path) -> None:
     """Also the step's weights file, a difference from the base model, and both with the same rows as the run's."""
     expunge("export", shutil.copytree(finished_run, tmp_path / "run"), tmp_path / "exported")
-    step = finished_run / "steps" / "0002"
+    step, out = finished_run / "steps" / "0002", tmp_path / "evaluation"
     run = pd.read_parquet(step / "judgements.parquet").sort_values("row", ignore_index=True)
     record = json.loads((step / "step.json").read_text())
     assert record["level"] == "final"
     for model in (tmp_path / "exported", step / "weights.safetensors"):
-        expunge("evaluate", model, *BASE, "--out", out, "--forgotten", "panda", "--forgotten", "mosaic")
+        asked = ("--base", STAND_IN, "--protocol", PROTOCOL, "--forgotten", "panda", "--forgotten", "mosaic")
+        expunge("evaluate", model, *asked, "--out", out)
         pd.testing.assert_frame_equal(table(out).sort_values("row", ignore_index=True), run)
         summary = Audit(out).summary()
         measured = summary.metrics.model_dump()

@@ -12,9 +12,9 @@ import pytest
 from expunge import Run
 from expunge.files import digest_file
 from expunge.stream import verify
-from runs import COLD, FAST, command, count_lines, expunge, kill_when
+from runs import COLD, DRAWN, command, count_lines, expunge, kill_when
 
-FAILING = (*FAST, *COLD, "--set", "gate.forget=1.0")
+FAILING = (*DRAWN, *COLD, "--set", "gate.forget=1.0")
 """Six optimizer steps forget nothing, so both attempts miss this gate."""
 
 

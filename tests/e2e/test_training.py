@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from expunge import Run, backbones, iconworld, seeds
+from expunge import Run, backbones, seeds
 from expunge.backbones import Evaluations, Predictor, stored_denoiser
 from expunge.files import load_tensors
 from expunge.locality import rank, scoring_draws
-from runs import COLD, FAST, expunge
+from runs import COLD, FAST, STAND_IN, expunge
 
 
 def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_stopped(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_with_the_base_model_as_teacher_a_later_step_chooses_as_if_nothing_had_h
     run = Run(path)
     kept = json.loads((path / "steps" / "0002" / "choices.json").read_text())["neighbours"]["mosaic"]
 
-    model = backbones.load(iconworld.model_folder("iconworld") or Path())
+    model = backbones.load(STAND_IN)
     draws = scoring_draws(model, 1, seeds.generator(seeds.derive(run.config.seed, "step", 2), "rank", "mosaic"))
 
     def farthest_off() -> float:

@@ -254,7 +254,11 @@ CASES = {
     "no assignment": setting("steps", "is not SECTION.FIELD=VALUE"),
     "a method that is no name": setting("method.name=3", "method is a table with a name"),
     "a constraint that is no name": with_file("--preset", "[[constraints]]\nname = 3\n", "There is no constraint '3'"),
-    "a section that is no table": with_file("--preset", "model = 3\n", "model: Input should be a valid dictionary"),
+    "a section that is no table": Case(
+        ("run", "{}/new", "fox", "--preset", "{}/mine.toml"),
+        "model: Input should be a valid dictionary",
+        written("mine.toml", "model = 3\n"),
+    ),
     "unknown method": setting("method.name=lacuu", "Did you mean lacu"),
     "unknown parameter group": setting("train.parameters=attn", "no parameter group 'attn'"),
     "unknown preset": Case(("run", "{}/new", "fox", "--preset", "lacu"), "There is no preset 'lacu'"),

@@ -46,7 +46,6 @@ from expunge.stream.training import earlier_steps
 
 TIMED_STEPS = 3
 TIMED_CALLS = 3
-TIMED_PICTURES = 16
 
 
 class RequestEstimate(Strict):
@@ -242,8 +241,8 @@ class _Rehearsal:
         return self.step_seconds[losses]
 
     def seconds_per_picture(self) -> float:
-        """Painted and judged, in a batch as large as the protocol's, or of a few where that is less."""
-        rows = protocol_rows(self.protocol, self.source, [])[: min(TIMED_PICTURES, self.protocol.sampler.batch_size)]
+        """Painted and judged, in a batch as large as the protocol's: the peak of memory may be there."""
+        rows = protocol_rows(self.protocol, self.source, [])[: self.protocol.sampler.batch_size]
         judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
         precision = self.config.evaluate.precision
         with room_for(f"painting {len(rows)} pictures at once", "sampler.batch_size in the protocol"):
