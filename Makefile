@@ -30,7 +30,7 @@ demo: $(STAMP)  ## serve ten requests with the built-in model, and write a page 
 	$(BIN)/expunge demo --out runs/demo
 
 test: $(STAMP)  ## run the tests
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)  ## check style, types and the order of imports between rooms
 	$(BIN)/ruff check .

@@ -26,6 +26,8 @@ from steps import SMALL, built, context, run_step
 FRESH = ReplayConfig(source="fresh", steps=3, batch_size=32)
 AS_PUBLISHED = FRESH.model_copy(update={"batch_size": 1})
 ENGINES: dict[EngineName, ReplayConfig] = {"fast": FRESH, "reference": AS_PUBLISHED}
+NAMED = {"neighbours": "source"}
+"""For tests of what comes after the choice: ranking ninety names one at a time takes longer than all the rest."""
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -52,7 +54,8 @@ def test_both_engines_train_alike(parameters: str, fresh_backbone: Callable[[], 
     def log(engine: EngineName, seed: int = 0) -> list[dict[str, Any]]:
         folder = tmp_path / f"{engine}-{seed}"
         settings = {"engine": engine, "parameters": parameters, "learning_rate": 3e-4, "accumulation": 2}
-        run_step(fresh_backbone(), folder, served={"replay": ENGINES[engine]}, seed=seed, **settings)
+        served = {"served": {"replay": ENGINES[engine]}, "changes": NAMED}
+        run_step(fresh_backbone(), folder, seed=seed, **served, **settings)
         return [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
 
     def apart(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> float:
@@ -79,8 +82,8 @@ def test_an_interrupted_reference_step_ends_with_the_same_bits(
     fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
     def step(folder: str, **changes: Any) -> dict[str, Tensor]:
-        served = {"replay": AS_PUBLISHED}
-        return run_step(fresh_backbone(), tmp_path / folder, served=served, engine="reference", **changes)
+        served = {"served": {"replay": AS_PUBLISHED}, "changes": NAMED}
+        return run_step(fresh_backbone(), tmp_path / folder, engine="reference", **served, **changes)
 
     def interrupt(entry: StepLog) -> None:
         if entry.step == 3:
@@ -177,7 +180,7 @@ def test_a_constraint_that_is_no_term_of_a_loss_is_refused(
 
     backbone = fresh_backbone()
     step = _step(backbone, "reference")
-    method = built("naive")
+    method = built("naive", **NAMED)
     state, _ = method.prepare(step)
     config = TrainConfig(engine="reference", steps=1, batch_size=1, accumulation=1)
     with pytest.raises(ExpungeError, match="Mask is no term of a loss"):
