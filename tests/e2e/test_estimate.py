@@ -87,7 +87,6 @@ def test_the_published_loop_is_counted_too(estimated: Estimate) -> None:
 @pytest.mark.parametrize(
     ("rows", "trained", "work"),
     [
-        (8, False, "painting 8 pictures at once. Lower sampler.batch_size in the protocol"),
         (16, False, "a prediction for 64 latents at once. Lower replay.batch_size"),
         (2, True, "an optimizer step on 2 rows of each role at once. Lower train.batch_size"),
     ],
@@ -103,6 +102,12 @@ def test_what_does_not_fit_is_said_now(rows: int, trained: bool, work: str, monk
 
     monkeypatch.setattr(StableDiffusion, "predict", limited)
     with pytest.raises(expunge.ExpungeError, match=f"no room here for {work}"):
+        rehearsed()
+
+
+def test_pictures_that_do_not_fit_are_said_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StableDiffusion, "decode", lambda *_: torch.empty(10**15))
+    with pytest.raises(expunge.ExpungeError, match="no room here for painting 8 pictures at once. Lower sampler"):
         rehearsed()
 
 
