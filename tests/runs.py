@@ -1,4 +1,4 @@
-"""The commands, run as a user runs them: real processes on the built-in model, with settings that take seconds."""
+"""The commands, run as a user runs them, with settings that take seconds."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ _SMALL = (
     "--set", "train.steps=6", "--set", "train.batch_size=2", "--set", "train.checkpoint_steps=2",
     "--set", 'train.precision="fp32"', "--set", 'evaluate.precision="fp32"',
 )  # fmt: skip
-DRAWN = (
-    *_SMALL,
+OPEN = (
     "--set", "gate.forget=0", "--set", "gate.max_ira_drop=1", "--set", "gate.max_cra_drop=1",
     "--set", "gate.max_context_drop=1", "--set", "gate.max_collapsed=1",
 )  # fmt: skip
-"""Options of `expunge run` that make it small, and let every step pass its gate."""
+"""A gate that every step passes of which anything can be measured."""
+DRAWN = (*_SMALL, *OPEN)
+"""Options of `expunge run` that make it small, on the built-in model."""
 STAND_IN = Path(os.environ["STAND_IN"])
 """Folder of a model in the place of the built-in one (`tiny.stand_in`)."""
 FAST = (*_SMALL, "--set", f'model.source="{STAND_IN}"', "--set", "gate.enforce=false")

@@ -82,7 +82,7 @@ def stable_diffusion(prediction_type: str = "epsilon") -> StableDiffusionPipelin
 
 def stand_in() -> StableDiffusionPipeline:
     """In the place of the built-in model where it does not matter what is drawn: its tokenizer, latents `(4 8 8)`, pictures
-    `(3 64 64)`, in a tenth of the time."""
+    `(3 64 64)`."""
     built_in = iconworld.model_folder("iconworld")
     assert built_in is not None
     tokenizer = CLIPTokenizer.from_pretrained(built_in / "tokenizer")

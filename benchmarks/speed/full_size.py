@@ -29,7 +29,6 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from expunge import ExpungeError, Run, engine, estimate, iconworld
-from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import Machine, check_idle, load_average
 from expunge.files import read_json, write_json
 from expunge.hardware import best_device
@@ -138,7 +137,6 @@ def measured(case: Mapping[str, Any], model: Path, protocol: Path, work: Path) -
         "model": {"source": str(model)},
         "method": CHOSEN,
         "evaluate": {"protocol": str(protocol), "precision": "bf16"},
-        "gate": OPEN_GATE,
     }
     found: dict[str, Any] = {"settings": case, "allocated_before": _afresh()}
     try:
@@ -211,7 +209,13 @@ def main() -> None:
     arguments = parser.parse_args()
     load = load_average()
     check_idle(load, arguments.force)
-    begun: dict[str, Any] = {"schema": 1, "machine": Machine.here().model_dump(), "load_average": load, "cases": {}}
+    begun: dict[str, Any] = {
+        "schema": 1,
+        "machine": Machine.here().model_dump(),
+        "load_average": load,
+        "forced": arguments.force,
+        "cases": {},
+    }
     results = read_json(arguments.out) if arguments.out.exists() else begun
     if results["machine"] != begun["machine"]:
         parser.error(f"{arguments.out} was measured on another machine. Give another file.")

@@ -112,7 +112,7 @@ image.save({str(tmp_path / "stock.png")!r})
 """
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=200)
     expunge("generate", finished_run, "a bus", "--out", tmp_path / "ours.png", "--seed", "5", "--steps", "3")
-    expunge("generate", "iconworld", "a bus", "--out", tmp_path / "base.png", "--seed", "5", "--steps", "3")
+    expunge("generate", STAND_IN, "a bus", "--out", tmp_path / "base.png", "--seed", "5", "--steps", "3")
     stock, ours, base = (np.asarray(Image.open(tmp_path / f"{n}.png"), dtype=int) for n in ("stock", "ours", "base"))
     assert np.abs(stock - ours).max() <= 1
     assert np.abs(stock - base).max() > 1

@@ -128,6 +128,11 @@ def test_a_run_is_compared_with_an_evaluation(finished_run: Path, tmp_path: Path
     assert [p.stages[1].name for p in found.points] == ["model"]
     for name in ("ua", "context", "ira", "cra"):
         assert getattr(found.outcome.paired, name).difference.value == 0
+    pictures = [
+        pd.read_parquet(path).set_index("row")["image"].to_dict()
+        for path in (out / "model" / "judgements.parquet", weights.with_name("judgements.parquet"))
+    ]
+    assert pictures[0] == pictures[1]
     assert "weights.safetensors (denoiser)" in (tmp_path / "page.html").read_text()
 
 

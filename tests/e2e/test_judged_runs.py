@@ -10,7 +10,7 @@ import pytest
 
 import tiny_judges
 from expunge import ExpungeError, Run, backbones, iconworld
-from runs import FAST, PROTOCOL, expunge
+from runs import FAST, OPEN, PROTOCOL, expunge
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,7 @@ def test_a_run_is_judged_by_clip(tmp_path: Path, judges: dict[str, str]) -> None
 def test_answers_that_cannot_be_read_are_never_forgetting(tmp_path: Path, judges: dict[str, str]) -> None:
     """The untaught model talks gibberish: nothing was measured, so the gate is not passed, even with all thresholds at 0."""
     options = [str(protocol(tmp_path, judges["vl"])) if o == str(PROTOCOL) else o for o in FAST]
-    enforced = ("--set", "gate.enforce=true", "--set", "gate.forget=0")
-    expunge("run", tmp_path / "run", "panda", *options, *enforced, code=1)
+    expunge("run", tmp_path / "run", "panda", *options, *OPEN, "--set", "gate.enforce=true", code=1)
     run = Run(tmp_path / "run")
     table = pd.read_parquet(tmp_path / "run" / "steps" / "0001" / "judgements.parquet")
     assert table["shown"].isna().all()

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from expunge.errors import ExpungeError
+from expunge.benchmark.machine import cores
+from expunge.errors import ExpungeError, Interrupted
 
 Served = tuple[str, int]
 """A variant and a seed."""
@@ -37,12 +38,14 @@ def serve_at_once(
         told: what became of a sequence, and its log where there is one.
 
     Raises:
+        Interrupted: in the end, where sequences were, each with a sentence in its log.
         ExpungeError: in the end, where a sequence could not be served.
     """
     folder = work / file.stem
     folder.mkdir(parents=True, exist_ok=True)
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs)), **os.environ}
-    waiting, running, failed = list(todo), dict[Served, subprocess.Popen[bytes]](), list[Served]()
+    together = max(1, min(jobs, len(todo)))
+    threads = {"OMP_NUM_THREADS": str(max(1, cores() // together)), **os.environ}
+    waiting, running, failed = list(todo), dict[Served, subprocess.Popen[bytes]](), dict[Served, int]()
 
     def log(sequence: Served) -> Path:
         return folder / "{}-{}.log".format(*sequence)
@@ -62,8 +65,8 @@ def serve_at_once(
                 told(sequence, "begun", log(sequence))
             time.sleep(PAUSE)
             for sequence in [s for s, process in running.items() if process.poll() is not None]:
-                if running.pop(sequence).returncode:
-                    failed.append(sequence)
+                if code := running.pop(sequence).returncode:
+                    failed[sequence] = code
                     told(sequence, "failed", log(sequence))
                 else:
                     log(sequence).unlink()
@@ -75,4 +78,7 @@ def serve_at_once(
             process.wait()
     if failed:
         names = ", ".join(f"{name} with seed {seed}" for name, seed in failed)
-        raise ExpungeError(f"Not served: {names}. {log(failed[0])} says why. The same command tries them again.")
+        interrupted = {*failed.values()} == {Interrupted.exit_code}
+        raise (Interrupted if interrupted else ExpungeError)(
+            f"Not served: {names}. {log(next(iter(failed)))} says why. The same command tries them again."
+        )

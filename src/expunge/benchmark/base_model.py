@@ -17,8 +17,8 @@ from expunge.stream.judged import digest_images
 
 
 def lend(run: Run, shelf: Path) -> None:
-    """Give a new run the base model's judgements and pictures, where an earlier one left the same on the shelf."""
-    if not (kept := _place(run, shelf)).exists():
+    """Give a run that has none yet the base model's judgements and pictures, where an earlier one left the same."""
+    if run.directory.base_judgements.exists() or not (kept := _place(run, shelf)).exists():
         return
     directory = run.directory
     with replacing_folder(directory.base_judgements.parent) as folder:

@@ -133,13 +133,22 @@ def _run(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> R
     """The run in `folder`, which is made where it is not there yet.
 
     Raises:
-        ExpungeError: where the one that is there was made with other settings.
+        ExpungeError: where it cannot be made, or the one that is there was made otherwise.
     """
     evaluate = {**variant.changes.get("evaluate", {}), "protocol": experiment.protocol}
     fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
-    return Run.create(
-        folder,
-        requests=joined(order(read_protocol(experiment.protocol), seed), variant.together),
-        preset_name=variant.preset,
-        changes={**variant.changes, **fixed},
-    )
+    begun = (folder / "run.toml").exists()
+    try:
+        return Run.create(
+            folder,
+            requests=joined(order(read_protocol(experiment.protocol), seed), variant.together),
+            preset_name=variant.preset,
+            changes={**variant.changes, **fixed},
+        )
+    except ExpungeError as error:
+        if not begun:
+            raise
+        raise ExpungeError(
+            f"The sequence that was begun in {folder} cannot go on. If its settings have changed since, or the machine (auto "
+            f"means another precision there), go back to what they were, or delete that folder. ({error})"
+        ) from error

@@ -17,6 +17,11 @@ IDLE = 0.5
 """Load average of the last minute up to which a machine counts as idle."""
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Machine(Result):
     """
     Attributes:
@@ -40,7 +45,7 @@ class Machine(Result):
     def here(cls) -> Self:
         return cls(
             processor=_processor(),
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+            cores=cores(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else None,
             system=f"{platform.system()} {platform.machine()}",
             python=platform.python_version(),

@@ -68,7 +68,8 @@ def experiment_file(
             return
         for name in only:
             experiment.variant(name)
-        todo = [(name, number) for number in seed or experiment.seeds for name in only or experiment.variants]
+        asked = [(name, number) for number in seed or experiment.seeds for name in only or experiment.variants]
+        todo = list(dict.fromkeys(asked))
         if jobs > 1:
             unserved = [(name, number) for name, number in todo if not results_file(results, name, number).exists()]
             serve_at_once(file, unserved, work, jobs, _say)

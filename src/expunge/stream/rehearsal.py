@@ -104,7 +104,8 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     """What serving `requests`, each one or more concepts, would cost in a run with this configuration.
 
     Raises:
-        ExpungeError: for what `Run.create` would refuse, or where memory runs out.
+        ExpungeError: for what `Run.create` would refuse, or where there is no room for a prediction, an optimizer
+            step or a batch of pictures.
     """
     config = config.frozen("")
     if not requests:
