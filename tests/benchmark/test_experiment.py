@@ -16,6 +16,7 @@ from expunge import Run, files
 from expunge.benchmark import Experiment, at_matched_forgetting, base_model, differences, last_steps, serve_variant
 from expunge.benchmark.experiment import joined, order
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
+from expunge.benchmark.table import knob_curve
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
 from expunge.stream import verify
@@ -78,6 +79,14 @@ def test_retention_is_read_where_forgetting_is_equal() -> None:
     assert found["gentle"] == pytest.approx((0.98 + 0.92) / 2)  # halfway to the mean of both points at 1.0
     assert np.isnan(found["harsh"])  # never below 0.95: there is nothing to read
     assert list(found.index) == ["gentle", "harsh"]
+
+
+def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
+    rows = [("one", 0, 0.9, 0.5), ("one", 1, 0.8, 0.1), ("one@2", 0, 0.95, 0.4), ("one@3", 0, 0.7, 0.6)]
+    points = pd.DataFrame(rows, columns=["variant", "seed", "ua", "ira"])
+    found = knob_curve(points, "ira")
+    assert list(found.index) == ["one@3", "one", "one@2"]
+    assert list(found["ira"]) == [0.6, 0.5, 0.4]
 
 
 def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from expunge import files
-from expunge.benchmark.table import knob_points
+from expunge.benchmark.table import knob_curve, knob_points
 
 OUTCOMES = {
     "ua": "forgotten (UA)",
@@ -62,7 +62,7 @@ def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> 
     axes = figure.subplots(1, len(kept), sharey=True)
     for ax, (metric, label) in zip(axes, kept.items(), strict=True):
         for family, part in knob_points(table).groupby("family", sort=False):
-            curve = part.groupby("variant")[["ua", metric]].mean().sort_values("ua")
+            curve = knob_curve(part, metric)
             ax.plot(curve["ua"], curve[metric], marker="o", markersize=4, label=family)
         ax.axvline(ua, color="black", linewidth=1, linestyle=":")
         ax.set(title=label, xlabel="forgotten (UA)")

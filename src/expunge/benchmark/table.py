@@ -59,6 +59,12 @@ def knob_points(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(family=family)[family.isin(turned)]
 
 
+def knob_curve(points: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One family's curve, by rising UA: `ua` and `metric` of each variant, means over the seeds that all of them have."""
+    common = points.groupby("seed").filter(lambda part: len(part) == points["variant"].nunique())
+    return common.groupby("variant")[["ua", metric]].mean().sort_values("ua")
+
+
 def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.DataFrame:
     """Each family's `metric` where its UA is `ua`: erasing less is not preserving better.
 
