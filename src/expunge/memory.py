@@ -56,16 +56,17 @@ def whole(work: str) -> Iterator[None]:
 
 
 @contextmanager
-def room_for(work: str, setting: str) -> Iterator[None]:
+def room_for(work: str, setting: str = "") -> Iterator[None]:
     """Try a piece of `work` that is going to be done as often as it takes.
 
     Args:
-        setting: what is to be lowered where there is no room.
+        setting: what is to be lowered where there is no room, if anything helps.
 
     Raises:
         ExpungeError: when memory runs out.
     """
-    with _allocating(lambda: f"There is no room here for {work}. Lower {setting}.", ExpungeError):
+    way = f"Lower {setting}." if setting else "It needs a machine with more memory."
+    with _allocating(lambda: f"There is no room here for {work}. {way}", ExpungeError):
         yield
 
 

@@ -105,9 +105,19 @@ def test_what_does_not_fit_is_said_now(rows: int, trained: bool, work: str, monk
         rehearsed()
 
 
-def test_pictures_that_do_not_fit_are_said_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(StableDiffusion, "decode", lambda *_: torch.empty(10**15))
-    with pytest.raises(expunge.ExpungeError, match="painting 8 pictures at once"):
+@pytest.mark.parametrize(
+    ("piece", "work"),
+    [
+        ("to", "no room here for the model. It needs a machine with more memory"),
+        ("copy_denoiser", "no room here for a teacher beside the model. It needs"),
+        ("decode", "no room here for painting 8 pictures at once. Lower sampler"),
+    ],
+)
+def test_the_model_its_teacher_and_pictures_that_do_not_fit_are_named(
+    piece: str, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StableDiffusion, piece, lambda *_: torch.empty(10**15))
+    with pytest.raises(expunge.ExpungeError, match=work):
         rehearsed()
 
 

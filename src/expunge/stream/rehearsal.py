@@ -104,8 +104,7 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     """What serving `requests`, each one or more concepts, would cost in a run with this configuration.
 
     Raises:
-        ExpungeError: for what `Run.create` would refuse, or where there is no room for a prediction, an optimizer
-            step or a batch of pictures.
+        ExpungeError: for what `Run.create` would refuse, or where memory runs out.
     """
     config = config.frozen("")
     if not requests:
@@ -115,7 +114,8 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     check_config(config, folder)
     concepts = check_requested(config, source, protocol, folder, requests)
     known = [c for request in concepts for c in request]
-    backbone = backbones.load(folder).to(processes().device)
+    with room_for("the model"):
+        backbone = backbones.load(folder).to(processes().device)
     stored = backbones.stored_denoiser(folder)
     with tempfile.TemporaryDirectory() as scratch:
         rehearsal = _Rehearsal(config, backbone, source, protocol, stored, Path(scratch))
@@ -161,7 +161,8 @@ class _Rehearsal:
     @cached_property
     def teacher(self) -> Predictor:
         """A real one, to take the time of."""
-        return frozen_teacher(self.backbone, self.config.train, Evaluations())
+        with room_for("a teacher beside the model"):
+            return frozen_teacher(self.backbone, self.config.train, Evaluations())
 
     def request(self, concepts: tuple[Concept, ...]) -> RequestEstimate:
         """Without its pictures."""
