@@ -16,8 +16,7 @@ import json
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -91,14 +90,8 @@ def build(folder: Path) -> Path:
         torch.manual_seed(0)
         unet, vae = UNet2DConditionModel(**DENOISER), AutoencoderKL(**AUTOENCODER)
         text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT, **_ids(tokenizer)))
-    scheduler = DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
-        steps_offset=1,
-        set_alpha_to_one=False,
-        clip_sample=False,
-    )
+    # The built-in model's noise schedule is Stable Diffusion's.
+    scheduler = DDIMScheduler.from_pretrained(_built_in() / "scheduler", prediction_type="epsilon")
     StableDiffusionPipeline(
         unet=unet,
         vae=vae,
@@ -176,9 +169,13 @@ def _ids(tokenizer: Any) -> dict[str, int]:
 
 def _tokenizer() -> Any:
     """The built-in model's, for as many tokens as Stable Diffusion reads."""
+    return CLIPTokenizer.from_pretrained(_built_in() / "tokenizer", model_max_length=77)
+
+
+def _built_in() -> Path:
     folder = iconworld.model_folder("iconworld")
     assert folder is not None
-    return CLIPTokenizer.from_pretrained(folder / "tokenizer", model_max_length=77)
+    return folder
 
 
 def _pictures(path: Path) -> int:
@@ -194,12 +191,6 @@ def _afresh() -> int:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated()
-
-
-@contextmanager
-def _without_checkpoints() -> Iterator[None]:
-    with patch.object(engine, "_store", lambda *_: None):
-        yield
 
 
 def main() -> None:
@@ -219,7 +210,7 @@ def main() -> None:
     results = read_json(arguments.out) if arguments.out.exists() else begun
     if results["machine"] != begun["machine"]:
         parser.error(f"{arguments.out} was measured on another machine. Give another file.")
-    with tempfile.TemporaryDirectory() as scratch, _without_checkpoints():
+    with tempfile.TemporaryDirectory() as scratch, patch.object(engine, "_store", lambda *_: None):
         model, seer = build(Path(scratch) / "random-sd15"), judge(Path(scratch) / "random-clip")
         told = protocol(Path(scratch) / "protocol.toml", model, seer)
         for name, case in CASES.items():

@@ -60,7 +60,7 @@ def test_two_processes_do_what_one_does_with_their_batches_joined(
 ) -> None:
     joined = tmp_path / "joined"
     expunge("run", joined, "panda", "mosaic", *FAST, "--set", "train.batch_size=4")
-    assert apart(joined, together) < 0.0005 < 0.002 < apart(joined, finished_run)
+    assert apart(joined, together) < 0.0005 < 0.005 < apart(joined, finished_run)
     assert [len(read_lines(run / "steps/0002/train.jsonl")) for run in (joined, together)] == [6, 6]
     counted = [[record.evaluations for record in Run(run).records] for run in (joined, together)]
     assert counted[0] == counted[1]

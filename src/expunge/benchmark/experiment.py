@@ -130,25 +130,31 @@ def joined(requests: Sequence[tuple[str, ...]], together: int) -> list[tuple[str
 
 
 def _run(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
-    """The run in `folder`, which is made where it is not there yet.
-
-    Raises:
-        ExpungeError: where it cannot be made, or the one that is there was made otherwise.
-    """
     evaluate = {**variant.changes.get("evaluate", {}), "protocol": experiment.protocol}
     fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
+    return begun_or_made(
+        folder,
+        f"The sequence that was begun in {folder} cannot go on. If its settings have changed since, or the machine (auto "
+        "means another precision there), go back to what they were, or delete that folder.",
+        requests=joined(order(read_protocol(experiment.protocol), seed), variant.together),
+        preset_name=variant.preset,
+        changes={**variant.changes, **fixed},
+    )
+
+
+def begun_or_made(folder: Path, otherwise: str, **made: Any) -> Run:
+    """The run in `folder`, which `Run.create` makes of `made`, or completes where it was killed while it did.
+
+    Args:
+        otherwise: what to say where the one that is there was made of something else.
+
+    Raises:
+        ExpungeError: where it cannot be made or gone on with.
+    """
     begun = (folder / "run.toml").exists()
     try:
-        return Run.create(
-            folder,
-            requests=joined(order(read_protocol(experiment.protocol), seed), variant.together),
-            preset_name=variant.preset,
-            changes={**variant.changes, **fixed},
-        )
+        return Run.create(folder, **made)
     except ExpungeError as error:
         if not begun:
             raise
-        raise ExpungeError(
-            f"The sequence that was begun in {folder} cannot go on. If its settings have changed since, or the machine (auto "
-            f"means another precision there), go back to what they were, or delete that folder. ({error})"
-        ) from error
+        raise ExpungeError(f"{otherwise} ({error})") from error

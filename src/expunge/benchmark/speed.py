@@ -19,7 +19,7 @@ from typing import Any, Literal
 from pydantic import Field, computed_field
 
 from expunge import backbones, files
-from expunge.benchmark.experiment import OPEN_GATE
+from expunge.benchmark.experiment import OPEN_GATE, begun_or_made
 from expunge.benchmark.machine import IDLE, Machine, check_idle, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
@@ -199,7 +199,7 @@ def measure(
         return results
     beside = load()
     check_idle(beside, force)
-    runs = {e: _run(plan, e, work / e, protocol.requests, results.settings.engines[e]) for e in ENGINES}
+    runs = {e: _run(plan, e, work / e, protocol.requests) for e in ENGINES}
     session = Session(started_at=now(), load_average=beside, forced=beside > IDLE)
     results = results.model_copy(update={"sessions": (*results.sessions, session)})
     for k in todo:
@@ -231,20 +231,14 @@ def _begun(plan: Plan, protocol: str, out: Path) -> SpeedResults:
     return old
 
 
-def _run(
-    plan: Plan, engine: EngineName, folder: Path, requests: Sequence[Sequence[str]], settings: Mapping[str, Any]
-) -> Run:
-    """The run in `folder`, or a new one.
-
-    Raises:
-        ExpungeError: where the one that is there is of something else.
-    """
-    if not (folder / "run.toml").exists():
-        return Run.create(folder, requests=requests, preset_name=plan.preset, changes=plan.changes_for(engine))
-    run = Run(folder)
-    if settings_of(run.config) != settings:
-        raise ExpungeError(f"{folder} was made with other settings. Give another folder (--work).")
-    return run
+def _run(plan: Plan, engine: EngineName, folder: Path, requests: Sequence[Sequence[str]]) -> Run:
+    return begun_or_made(
+        folder,
+        f"{folder} was made with other settings. Give another folder (--work).",
+        requests=requests,
+        preset_name=plan.preset,
+        changes=plan.changes_for(engine),
+    )
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

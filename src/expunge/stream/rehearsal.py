@@ -250,9 +250,8 @@ class _Rehearsal:
         judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
         precision = self.config.evaluate.precision
         with room_for(f"painting {len(rows)} pictures at once", "sampler.batch_size in the protocol"):
-            return _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1) / len(
-                rows
-            )
+            seconds = _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1)
+        return seconds / len(rows)
 
 
 def _checked(stop: StopConfig | None, steps: int, draw: Mapping[int, int], losses: Mapping[int, int]) -> dict[int, int]:
