@@ -135,6 +135,11 @@ def plain_words(text: str) -> tuple[str, ...]:
     )
 
 
+def alike(name: str, other: str) -> bool:
+    """Whether two names differ in nothing but case, spaces, hyphens, accents and number."""
+    return _same("".join(plain_words(name)), "".join(plain_words(other)))
+
+
 def mentions(prompt: str, concept: Concept) -> str | None:
     """The name or alias under which `prompt` speaks of `concept`, or None. Words inside a confusable do not count."""
     prompt_words, plain = words(prompt), plain_words(prompt)

@@ -129,6 +129,9 @@ CASES = {
     "a path of 10,000 characters": Case(("run", "{}/" + "x" * 10_000, "fox", *FAST), "File name too long"),
     "a preset of 10,000 characters": Case(("run", "{}/new", "fox", "--preset", "x" * 10_000), "File name too long"),
     # prompts
+    "a seed that no generator takes": Case(
+        ("generate", "iconworld", "a fox", "--seed", f"{2**63}"), "is not in the range"
+    ),
     "blank prompt": Case(("generate", "iconworld", " ", "--out", "{}/picture.png"), "The prompt is blank"),
     "blank prompt in a file": with_prompts({"train.csv": "id,prompt\n1,  \n"}, "train.csv:2: this line has no prompt"),
     "empty prompts": with_prompts(
@@ -171,6 +174,9 @@ CASES = {
     "a vocabulary that is no UTF-8": with_file("prompts.vocabulary", LATIN, "it is not UTF-8 text (byte 5)"),
     "concepts that are no UTF-8": with_file("prompts.concepts", LATIN, "it is not UTF-8 text"),
     "a run.toml that is no UTF-8": Case(("resume", "{}/run"), "it is not UTF-8 text", written("run/run.toml", LATIN)),
+    "a protocol that writes a name in its own way": with_file(
+        "--protocol", toml(PROTOCOL, '["bear"]', '["Bear"]'), "says 'Bear', and the prompt source 'bear'. Write 'bear'."
+    ),
     # an alias that is a confusable
     "alias that equals a confusable": with_file(
         "prompts.vocabulary",

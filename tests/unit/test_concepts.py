@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from expunge.concepts import Concept, Request, mentions, words
+from expunge.concepts import Concept, Request, alike, mentions, words
 
 APPLE = Concept(name="apple", confusables=("pineapple", "apple pie"))
 GOLF_BALL = Concept(name="golf ball", aliases=("golfing ball",), confusables=("tennis ball",))
@@ -293,3 +293,11 @@ def test_combining_marks_belong_to_their_word() -> None:
 @pytest.mark.parametrize(("name", "prompt"), [("apples", "an apple"), ("berries", "one berry"), ("wolves", "a wolf")])
 def test_a_name_in_the_plural_counts_in_the_singular(name: str, prompt: str) -> None:
     assert mentions(prompt, Concept(name=name)) == name
+
+
+@pytest.mark.parametrize("other", ["Tennis ball", "tennis-ball", "TENNISBALL", "tennis balls", "tènnis ball"])
+def test_a_name_is_the_same_however_it_is_written(other: str) -> None:
+    assert alike("tennis ball", other)
+    assert alike(other, "tennis ball")
+    assert not alike(other, "ball")
+    assert not alike(other, "table tennis ball")

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 from expunge import seeds
 from expunge.concepts import Concept, words
 from expunge.evaluation.judge import Question, Subject
+from expunge.files import canonical_json, digest_bytes
 from expunge.prompts import PromptSource
 from expunge.schema import Strict, read_toml
 
@@ -118,6 +119,17 @@ class Protocol(Strict):
         """The same with no more than `pictures` painted at once. A picture changes by rounding alone."""
         sampler = {"batch_size": min(pictures, self.sampler.batch_size)}
         return self.model_copy(update={"sampler": self.sampler.model_copy(update=sampler)})
+
+    @property
+    def names(self) -> list[str]:
+        """Of all concepts that it forgets or measures."""
+        groups = [group.names for group in self.neighbours.values()]
+        return [n for some in (*self.requests, *groups, self.others) for n in some]
+
+    @property
+    def digest(self) -> str:
+        """Of what the file says: a setting that a later version adds, and that it leaves out, changes nothing."""
+        return digest_bytes(canonical_json(self.model_dump(mode="json", by_alias=True, exclude_unset=True)).encode())
 
     @property
     def held_out(self) -> frozenset[str]:

@@ -22,7 +22,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from expunge import seeds
-from expunge.concepts import Concept, check_name, mentions, words
+from expunge.concepts import Concept, alike, check_name, mentions, words
 from expunge.errors import ExpungeError
 from expunge.locality import Choice, choose_mapping, rank, scoring_draws
 from expunge.methods.base import MethodConfig, StepContext
@@ -132,11 +132,21 @@ def leak(context: StepContext, prompt: str) -> str | None:
     return next((name for concept in gone if (name := mentions(prompt, concept))), None)
 
 
+def held_out(context: StepContext, name: str) -> bool:
+    """Whether `name`, however it is written, is that of a neighbour that no training may see."""
+    return any(alike(name, own) for n in context.held_out for own in context.source.concept(n).names)
+
+
+def may_be_shown(context: StepContext, name: str) -> bool:
+    """Whether `name` speaks of nothing that is or was forgotten, and is not held out."""
+    return leak(context, name) is None and not held_out(context, name)
+
+
 def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
     # Ranking every earlier concept anew would make each step cost more than the one before.
     earlier = next((step.near[concept.name] for step in context.earlier if concept.name in step.near), None)
     offered = earlier or context.source.related(concept)
-    names = [n for n in offered if n not in context.off_limits and not leak(context, n)]
+    names = [n for n in offered if may_be_shown(context, n)]
     if not names:
         raise ExpungeError(f"No concept is left that could replace {concept.name!r} or be retained beside it.")
     if earlier or config.neighbours == "source":
@@ -171,8 +181,8 @@ def _replaced(asked: Asked) -> list[Choice]:
     concept = asked.concept
     target = single_target(asked.config, concept)
     assert target is not None, asked.config.mapping
-    if target in asked.context.off_limits:
-        raise ExpungeError(f"{concept.name!r} cannot be mapped to {target!r}, which is forgotten or held out.")
+    if held_out(asked.context, target):
+        raise ExpungeError(f"{concept.name!r} cannot be mapped to {target!r}, which is held out.")
     choices = []
     for prompt in asked.forget_prompts([target]):
         candidates = [c for c in prompt.candidates if c.replacement and words(c.replacement) == words(target)]

@@ -18,7 +18,7 @@ from pydantic import Field
 from expunge import seeds
 from expunge.concepts import Concept
 from expunge.methods.base import MethodConfig, StepContext
-from expunge.methods.mapping import Count, check_leaks, leak
+from expunge.methods.mapping import Count, check_leaks, may_be_shown
 
 RetainName = Literal["local", "global", "mixed"]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -47,8 +47,8 @@ def retain_prompts(config: RetainConfig, context: StepContext, concept: Concept,
     """
     source, avoid = context.source, context.off_limits
     close = list(near[: config.retain_concepts])
-    others = {*source.related(concept), *source.unrelated(concept)} - {*close, *avoid}
-    far = sorted(name for name in others if not leak(context, name))
+    others = {*source.related(concept), *source.unrelated(concept)} - {*close}
+    far = sorted(name for name in others if may_be_shown(context, name))
     far = random.Random(seeds.derive(context.seed, "far", concept.name)).sample(far, len(far))
     share = {"local": 1.0, "global": 0.0, "mixed": config.local_share}[config.retain]
     local = round(share * config.retain_prompts)

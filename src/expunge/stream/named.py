@@ -137,7 +137,13 @@ def check_mapped(config: RunConfig, source: PromptSource, concepts: Sequence[Con
 
 
 def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:
-    """Whether the protocol's judge can answer for every picture that `concepts` will lead to."""
+    """Whether the protocol calls everything as the source does, and its judge can answer for every picture that `concepts`
+    will lead to."""
+    for name in protocol.names:
+        if (own := source.concept(name).name) != name:
+            raise ExpungeError(
+                f"The protocol {protocol.name} says {name!r}, and the prompt source {own!r}. Write {own!r}."
+            )
     judge = find_judge(protocol.judge, JUDGES)
     rows = protocol_rows(protocol, source, concepts)
     judge.check([row.question for row in rows], backbones.picture_size(folder))
