@@ -17,6 +17,7 @@ from expunge.replay import kept_tensors
 from expunge.stream import preset
 from expunge.stream.directory import RunDirectory
 from expunge.stream.judged import digest_images, write_images, write_table
+from expunge.stream.named import read_protocol
 from expunge.stream.summary import Attempt, Check, EvaluationCounts, Seconds, StepRecord, Training, measure
 
 FOX = Concept(name="fox")
@@ -42,7 +43,7 @@ def judgements(model: int, gone: Sequence[str], side: int = 0) -> tuple[pd.DataF
     table, images = [], {}
     for role, concept, replayed in rows:
         for i in range(4):
-            row = f"{role}/{concept}/{i}"
+            row = f"{role}/{concept}/by hand {i}"
             beside = "; subject=Zelda Quixote" if (concept, i) == ("fox", 0) else ""
             pixels = np.random.default_rng([side, model, len(images)]).integers(0, 255, (8, 8, 3), dtype=np.uint8)
             images[row] = pixels
@@ -121,7 +122,7 @@ def begin(
     directory = RunDirectory(path)
     config = preset("lacu-iconworld", changes).frozen(model)
     write_text(directory.config, config.to_toml())
-    directory.announce(config, "iconworld-1")
+    directory.announce(config, "iconworld-1", read_protocol(config.evaluate.protocol).digest)
     for i, concept in enumerate(concepts, 1):
         directory.add_request(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
     base, images = judgements(0, [])

@@ -47,11 +47,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _error_number(error: OSError | SafetensorError) -> int | None:
-    """The system's number of what went wrong; safetensors hands it on in words."""
-    if isinstance(error, OSError):
+    """The system's number of what went wrong; safetensors and the copying of a folder hand it on in words."""
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found[1]) if found else None
+    found = re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))
+    return int(found[1] or found[2]) if found else None
 
 
 def _disk_full(path: Path, needed: int | None = None) -> DiskFull:

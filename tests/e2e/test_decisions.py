@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import importlib.util
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import jsonschema
 import pandas as pd
 import pytest
+import torch
 
 from expunge import Run
-from expunge.concepts import Concept
+from expunge.concepts import Concept, Request
 from expunge.files import digest_file
+from expunge.replay import kept_tensors
 from expunge.stream import Findings, verify
 from expunge.stream.directory import RunDirectory
 from handmade import FOX, NEON, PERSON, SANTA, add_step, begin, check
@@ -122,6 +125,43 @@ def test_after_a_withdrawal_the_later_requests_are_open_again(tmp_path: Path) ->
     assert run.current_weights == run.directory.step(1).weights
     assert run.directory.step(4).record.exists()  # set aside when its request is served
     assert verify(run.directory.path).problems == ()
+
+
+def test_no_decision_makes_a_damaged_model_current(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, True, True, False)
+    told = {2: ("rollback", 2), 1: ("withdraw", 2), 4: ("accept", 4, "--reason", "so")}
+    for step, (command, *arguments) in told.items():
+        weights = run.directory.step(step).weights
+        whole, events = weights.read_bytes(), run.directory.events()
+        weights.write_bytes(whole[:-1] + b"?")
+        said = expunge(command, run.directory.path, *arguments, code=2)
+        assert f"{weights} was damaged or edited" in said
+        weights.unlink()
+        assert f"{weights} is missing" in expunge(command, run.directory.path, *arguments, code=2)
+        assert run.directory.events() == events
+        weights.write_bytes(whole)
+    expunge("rollback", run.directory.path, 2)
+
+
+def test_a_step_is_accepted_while_a_later_one_is_at_work(tmp_path: Path) -> None:
+    run = make(tmp_path / "run", True, False)
+    run.directory.add_request(Request(id="0003", concepts=(NEON,), received_at="2026-02-03T04:05:06+00:00"))
+    run.directory.add_event("started", step=3)
+    kept_tensors(run.directory.memory / "0003.safetensors", lambda: {"x": torch.zeros(1)})  # M(0) has painted for it
+    run.accept(2, by="me", reason="so")
+    assert statuses(run) == ["accepted", "accepted"]
+    assert verify(run.directory.path).problems == ()
+
+
+def test_a_caller_without_a_name_decides_by_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path / "run", True)
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 1234")
+
+    monkeypatch.setattr(getpass, "getuser", nobody)
+    expunge("rollback", run.directory.path, 0)
+    assert run.directory.events()[-1]["by"] == f"user {os.getuid()}"
 
 
 # -- verify ---------------------------------------------------------------------------------------------------------------

@@ -112,3 +112,24 @@ def test_nothing_but_an_export_is_replaced(made: Path, tmp_path: Path) -> None:
     assert "holds notes.md, which no export wrote" in expunge("export", made, tmp_path / "clean", code=2)
     assert digest_folder(tmp_path, (".md", ".png", ".json")) == before
     assert (made / "events.jsonl").read_bytes().startswith(events)
+
+
+@pytest.mark.parametrize("to", [0, 1])
+def test_an_export_is_of_one_model_whatever_happens_meanwhile(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, to: int
+) -> None:
+    run = Path(shutil.copytree(made, tmp_path / "run"))
+    copied = backbones.copy_pipeline
+
+    def copy(folder: Path, target: Path) -> None:
+        Run(run).rollback(to, by="somebody else")
+        copied(folder, target)
+
+    monkeypatch.setattr(backbones, "copy_pipeline", copy)
+    expunge("export", run, tmp_path / "clean")
+    card = (tmp_path / "clean" / "README.md").read_text()
+    assert "- request 0001: fox\n- request 0002: a person\n" in card
+    assert "| UA of request 0002 | 1.000 |" in card
+    monkeypatch.undo()
+    before = Run(made).export(tmp_path / "before")
+    assert backbones.model_digest(tmp_path / "clean") == backbones.model_digest(before)

@@ -28,10 +28,11 @@ from expunge.cli.progress import RunProgress
 from expunge.errors import DiskFull
 from expunge.evaluation import run as evaluation
 from expunge.files import digest_bytes, digest_file, load_tensors, writing
+from expunge.prompts import Vocabulary
 from expunge.stream import Progress, directory, step, verify
 from expunge.stream import run as stream
 from expunge.stream.directory import RunDirectory
-from expunge.stream.intact import check_measured, check_model
+from expunge.stream.intact import check_events, check_measured, check_model
 from expunge.stream.judged import write_table
 from runs import FAST, PROTOCOL, STAND_IN, expunge
 
@@ -177,6 +178,12 @@ def test_a_full_disk_ends_a_run_that_can_go_on(finished_run: Path, small_disk: P
     expunge(*arguments)
     assert same_weights(small_disk / "run", finished_run)
     assert verify(small_disk / "run").problems == ()
+
+
+def test_an_export_that_does_not_fit_says_so_before_it_copies(finished_run: Path, small_disk: Path) -> None:
+    said = expunge("export", finished_run, small_disk / "clean", code=3)
+    assert "MB are needed, and" in said
+    assert not list(small_disk.iterdir())
 
 
 def test_every_kind_of_file_says_that_its_disk_is_full(small_disk: Path) -> None:
@@ -392,6 +399,58 @@ def test_a_line_that_cannot_be_read_is_told(waiting: Path, name: str, line: byte
         assert f"{waiting / name} was damaged or edited" in said
         assert "Restore the file from a copy" in said
     assert state(waiting) == before
+
+
+@pytest.mark.parametrize("cut", ["all", "the last"])
+def test_events_that_are_missing_are_told_before_finished_work_is_done_again(waiting: Path, cut: str) -> None:
+    events = waiting / "events.jsonl"
+    whole = events.read_bytes()
+    if cut == "all":
+        events.unlink()
+    else:  # an older copy of the file
+        events.write_bytes(b"".join(whole.splitlines(keepends=True)[:-2]))
+    before = state(waiting)
+    said = "does not say how this run was made" if cut == "all" else "events were cut off its end"
+    assert said in expunge("resume", waiting, code=2)
+    assert said in expunge("rollback", waiting, 0, code=2)
+    assert state(waiting) == before
+    events.write_bytes(whole)
+    check_events(RunDirectory(waiting))
+
+
+def test_words_that_change_what_models_are_compared_by_are_told_before_training(
+    waiting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (iconworld.HERE / "vocabulary.toml").read_text()
+    mine = waiting.parent / "words.toml"
+    mine.write_text(f'{text}\n[[groups]]\nname = "more"\nslot = "thing"\nconcepts = ["samovar"]\n')
+    own = iconworld.vocabulary
+    monkeypatch.setattr(iconworld, "vocabulary", lambda: Vocabulary.read(mine))
+    before = state(waiting)
+    said = expunge("resume", waiting, code=2)
+    assert "The base model was judged by '" in said
+    assert "the words that the prompt source offers were changed since" in said
+    assert state(waiting) == before
+    monkeypatch.setattr(iconworld, "vocabulary", own)
+    package.Run(waiting)._check_rows()
+
+
+def test_a_protocol_that_was_edited_is_told_before_training(tmp_path: Path) -> None:
+    protocol = tmp_path / "mine.toml"
+    text = PROTOCOL.read_text()
+    protocol.write_text(text)
+    changes = {"evaluate": {"protocol": str(protocol)}}
+    package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_rows()
+    protocol.write_text(text.replace("guidance = ", "guidance = 1"))
+    assert f"The protocol {protocol} is not what this run was made with" in expunge("resume", tmp_path / "run", code=2)
+
+
+def test_settings_alone_are_no_run(finished_run: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished_run / "run.toml", tmp_path / "run")
+    for command in (("request", tmp_path / "run", "owl"), ("resume", tmp_path / "run")):
+        assert "the same `expunge run` completes it" in expunge(*command, code=2)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["run.toml"]
 
 
 def test_the_results_files_of_kills_and_growth_say_what_the_docs_say() -> None:

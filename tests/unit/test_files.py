@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from expunge import files
-from expunge.errors import ExpungeError
+from expunge.errors import DiskFull, ExpungeError
 from expunge.files import (
     append_line,
     digest_file,
@@ -21,6 +21,7 @@ from expunge.files import (
     replacing_folder,
     save_tensors,
     write_text,
+    writing,
 )
 
 
@@ -106,3 +107,12 @@ def test_the_same_tensors_give_the_same_bytes(tmp_path: Path) -> None:
 def test_pickles_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ExpungeError, match="pickle"):
         load_tensors(tmp_path / "weights.pt")
+
+
+def test_a_folder_that_did_not_fit_as_it_was_copied_is_a_full_disk(tmp_path: Path) -> None:
+    """shutil collects what went wrong with single files, in words."""
+    found = [(str(tmp_path / "a"), str(tmp_path / "b"), "[Errno 28] No space left on device: 'b'")]
+    with pytest.raises(DiskFull, match="does not fit on its disk"), writing(tmp_path):
+        raise shutil.Error(found)
+    with pytest.raises(shutil.Error), writing(tmp_path):
+        raise shutil.Error([(*found[0][:2], "cannot say")])

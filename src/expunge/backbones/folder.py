@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from expunge.errors import ExpungeError
-from expunge.files import PICKLES, digest_folder, tensor_shapes
+from expunge.files import PICKLES, check_room, digest_folder, tensor_shapes
 
 _PICTURES = ("*.png", "*.jpg", "*.jpeg", "*.gif", "*.webp", "*.bmp", "*.tif", "*.tiff")
 
@@ -129,8 +129,13 @@ def check_component(folder: Path, is_denoiser: bool) -> None:
 
 
 def copy_pipeline(folder: Path, target: Path) -> None:
-    """Copy what the pipeline is loaded from, and its licence. Whatever else lies in `folder`, pictures too, stays behind."""
+    """Copy what the pipeline is loaded from, and its licence. Whatever else lies in `folder`, pictures too, stays behind.
+
+    Raises:
+        DiskFull: when its weights do not fit beside what is there.
+    """
     components = read_index(folder)
+    check_room(target, sum(path.stat().st_size for path in folder.glob("*/*.safetensors")))
     for path in folder.iterdir():
         if path.name == "model_index.json" or path.name.upper().startswith(("LICENSE", "LICENCE", "NOTICE")):
             shutil.copy(path, target)

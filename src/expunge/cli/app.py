@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from getpass import getuser
+import getpass
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +28,17 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's director
 Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts to forget, one request each.")]
 StepNumber = Annotated[int, typer.Argument(metavar="STEP", min=0, help="Its number, which is that of its request.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the events.")]
-By = Annotated[str, typer.Option(help="Who decides it; kept in the events.", default_factory=getuser)]
+
+
+def _user() -> str:
+    """Who calls; in a container that may be a number without a name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+By = Annotated[str, typer.Option(help="Who decides it; kept in the events.", default_factory=_user)]
 
 
 @app.command()
@@ -266,7 +277,7 @@ def generate(
     ],
     prompt: Annotated[str, typer.Argument(metavar="PROMPT")],
     out: Annotated[Path, typer.Option(help="A PNG file.")] = Path("picture.png"),
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1)] = 0,
     steps: Annotated[int, typer.Option(min=1, max=1000)] = 25,
     guidance: Annotated[float, typer.Option(min=1.0)] = 3.0,
 ) -> None:
@@ -297,7 +308,7 @@ def _serve(run: Run, batch: int | None = None) -> None:
     from expunge.stream import gate
 
     if not run.decides:  # beside the process that writes and prints
-        run.resume()
+        run.resume(batch=batch)
         return
     served = []
     with RunProgress(console) as progress:

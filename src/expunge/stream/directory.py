@@ -128,14 +128,20 @@ class RunDirectory:
         for folder in (self.memory, self.base_judgements.parent, self.path / "steps"):
             sweep(folder)
 
-    def announce(self, config: RunConfig, name: str) -> None:
+    def announce(self, config: RunConfig, name: str, protocol: str) -> None:
         """Add the first event, which keeps the settings that `run.toml` holds.
 
         Args:
             name: what the base model is called.
+            protocol: digest of what is measured.
         """
         self.add_event(
-            "created", config=digest_file(self.config), settings=config.to_data(), model=config.model.digest, name=name
+            "created",
+            config=digest_file(self.config),
+            settings=config.to_data(),
+            model=config.model.digest,
+            name=name,
+            protocol=protocol,
         )
 
     # -- append-only files ----------------------------------------------------------------------------------------
@@ -196,14 +202,21 @@ class RunDirectory:
     def check(self) -> None:
         """
         Raises:
-            ExpungeError: when `run.toml` is not what the run was made with, or a link leads out of the run.
+            ExpungeError: when no event says how the run was made, `run.toml` is not what it was made with, or a link leads out
+                of the run.
         """
         if link := next(self._links_out(), None):
             raise ExpungeError(
                 f"{link} is a link that leads out of the run, to {link.resolve()}, and nothing is written there. Put what "
                 "it leads to in its place."
             )
-        if (events := self.events()) and digest_file(self.config) != events[0].get("config"):
+        events = self.events()
+        if not events or events[0]["event"] != "created":
+            raise ExpungeError(
+                f"{self.event_lines} does not say how this run was made. If its making was interrupted, the same "
+                "`expunge run` completes it; otherwise restore the file from a copy of the run."
+            )
+        if digest_file(self.config) != events[0].get("config"):
             raise ExpungeError(
                 f"{self.config} is not what the run was made with: {self._edited(events[0])}. Put it back, or make a new "
                 "run with these settings."

@@ -4,18 +4,87 @@ lead the next step or the summary astray.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from expunge.errors import ExpungeError
-from expunge.files import digest_file
+from expunge.evaluation import Row
+from expunge.files import digest_bytes, digest_file, read_lines
 from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
 from expunge.stream.judged import digest_images
 from expunge.stream.summary import read_record
 
 COPY = "Restore it from a copy of the run."
+
+
+def cut_off(directory: RunDirectory, lines: Sequence[str]) -> str | None:
+    """Whether the chain ends with the event that was added last, in a sentence where it does not. A killed process may have
+    added one more.
+
+    Args:
+        lines: of `events.jsonl`.
+    """
+    path = directory.last_event
+    if not path.exists():
+        return f"{path.name} is missing. {COPY}" if len(lines) > 1 else None
+    if path.read_text(errors="replace") in [f"{digest_bytes(line.encode())}\n" for line in lines[-2:]]:
+        return None
+    return f"events.jsonl does not end with the event that {path.name} says: events were cut off its end. {COPY}"
+
+
+def check_events(directory: RunDirectory) -> None:
+    """
+    Raises:
+        ExpungeError: when events are missing at the end, so that work which was finished would be done again.
+    """
+    with directory.appending():  # no event is added between looking at one file and at the other
+        wrong = cut_off(directory, read_lines(directory.event_lines))
+    if wrong:
+        raise ExpungeError(f"{directory.path}: {wrong}")
+
+
+def check_rows(directory: RunDirectory, rows: Sequence[Row]) -> None:
+    """Whether the pictures that models are compared by are still those that the base model was judged by.
+
+    Args:
+        rows: what will be painted; only those that the base model was judged by already are looked at.
+
+    Raises:
+        ExpungeError: when a row has another prompt now.
+    """
+    if not directory.base_judgements.exists():
+        return
+    table = pd.read_parquet(directory.base_judgements, columns=["row", "prompt", "seed"])
+    judged = {row: (prompt, seed) for row, prompt, seed in table.itertuples(index=False)}
+    for row in rows:
+        prompt, seed = judged.get(row.id, (row.prompt, row.seed))
+        if (prompt, seed) != (row.prompt, row.seed):
+            raise ExpungeError(
+                f"The base model was judged by {prompt!r} ({row.id}), and that picture's prompt would be {row.prompt!r} now: "
+                "the words that the prompt source offers were changed since. Put them back as they were: new ones may be "
+                "added where they change no evaluation prompt ([scenes] of a protocol names the words that these use)."
+            )
+
+
+def check_weights(directory: RunDirectory, index: int) -> None:
+    """Whether the model of step `index` (0: the base model) can be made current.
+
+    Raises:
+        ExpungeError: when its weights were pruned, damaged or deleted.
+    """
+    if not index:
+        return
+    step = directory.step(index)
+    pruned = [digest for e in directory.events() if e["event"] == "pruned" for digest in e["weights"]]
+    if read_record(step.record).files[step.weights.name] in pruned:
+        raise ExpungeError(
+            f"The weights of step {index} are no longer there: this run keeps those of the last steps only (keep in "
+            "run.toml). Its concepts can be requested anew in a new run."
+        )
+    _check_file(step, step.weights, COPY)
 
 
 def check_measured(directory: RunDirectory) -> None:

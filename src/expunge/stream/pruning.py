@@ -5,7 +5,6 @@ Everything else of a step stays, and so does what `verify` says of it: the event
 
 from __future__ import annotations
 
-from expunge.errors import ExpungeError
 from expunge.files import digest_file
 from expunge.stream.directory import RunDirectory
 from expunge.stream.history import History
@@ -20,16 +19,3 @@ def prune(directory: RunDirectory, keep: int) -> None:
         directory.add_event("pruned", weights=[digest_file(path) for path in gone])
         for path in gone:
             path.unlink()
-
-
-def check_kept(directory: RunDirectory, step: int) -> None:
-    """Whether the model of an accepted step is still there.
-
-    Raises:
-        ExpungeError: when its weights were pruned.
-    """
-    if step and not directory.step(step).weights.exists():
-        raise ExpungeError(
-            f"The weights of step {step} are no longer there: this run keeps those of the last steps only (keep in run.toml). "
-            "Its concepts can be requested anew in a new run."
-        )

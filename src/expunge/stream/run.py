@@ -16,11 +16,11 @@ from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint
+from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint, protocol_rows
 from expunge.evaluation.pixels import pixels
 from expunge.files import digest_file, load_tensors, read_json, replacing_folder, write_json, write_text
 from expunge.hardware import processes
-from expunge.memory import whole
+from expunge.memory import room_for, whole
 from expunge.privacy import Names, prompted
 from expunge.prompts import PromptSource
 from expunge.schema import validated
@@ -30,7 +30,7 @@ from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
 from expunge.stream.export import check_replaceable, mark
 from expunge.stream.history import History
-from expunge.stream.intact import check_measured, check_model
+from expunge.stream.intact import check_events, check_measured, check_model, check_rows, check_weights
 from expunge.stream.named import (
     JUDGES,
     check_config,
@@ -40,7 +40,7 @@ from expunge.stream.named import (
     prompt_source,
     read_protocol,
 )
-from expunge.stream.pruning import check_kept, prune
+from expunge.stream.pruning import prune
 from expunge.stream.step import serve
 from expunge.stream.summary import ModelSummary, StepRecord, Summary, read_record, summarise
 from expunge.stream.team import Team
@@ -127,7 +127,7 @@ class Run:
                     f"run (`expunge request {path} CONCEPT`), or go on with it (`expunge resume {path}`)."
                 )
             if not run.directory.events():
-                run.directory.announce(config, model_name(config.model.source, folder))
+                run.directory.announce(config, model_name(config.model.source, folder), run.protocol.digest)
             for names in groups[len(begun) :]:
                 run.request(*names)
 
@@ -205,8 +205,11 @@ class Run:
             return
         with self.directory.locked():
             self.directory.sweep()
+            check_events(self.directory)
             check_measured(self.directory)
             check_model(self.directory)
+            if self.open_requests:
+                self._check_rows()
             self.directory.forget_damaged()
             self._write_summary()  # a process that was killed may have left it a step behind
             if batch and self.open_requests:
@@ -285,7 +288,8 @@ class Run:
                     f"Step {step} began with another model than the current one, so accepting it would undo what came "
                     "since. Request its concepts again."
                 )
-            self.directory.add_event("accepted", step=step, record=history.records[step], by=by, reason=reason)
+            check_weights(self.directory, step)
+            self._decided("accepted", step=step, record=history.records[step], by=by, reason=reason)
             self._write_summary()
 
     def rollback(self, step: int, *, by: str, reason: str = "") -> None:
@@ -297,7 +301,7 @@ class Run:
         with self._deciding():
             if step and self.history.status.get(step) != "accepted":
                 raise ExpungeError(f"{self._called(step)}, not accepted: its model cannot be made current.")
-            check_kept(self.directory, step)
+            check_weights(self.directory, step)
             self._decided("rolled back", to=step, by=by, reason=reason)
             self._write_summary()
 
@@ -311,7 +315,7 @@ class Run:
             if step not in {r.step for r in self.requests} or self.history.status.get(step) == "withdrawn":
                 raise ExpungeError(f"{self._called(step)}: there is nothing to withdraw.")
             if step in (accepted := self.history.accepted):
-                check_kept(self.directory, max((i for i in accepted if i < step), default=0))
+                check_weights(self.directory, max((i for i in accepted if i < step), default=0))
             self._decided("withdrawn", step=step, by=by, reason=reason)
             self._write_summary()
 
@@ -324,6 +328,7 @@ class Run:
     def _deciding(self) -> Iterator[None]:
         """Hold the run, whose summary can be written afterwards."""
         with self.directory.locked():
+            check_events(self.directory)
             check_measured(self.directory)
             self.directory.forget_damaged()
             yield
@@ -383,11 +388,14 @@ class Run:
             ExpungeError: when no step was accepted yet, or `folder` holds something else than an export, or the
                 base model.
         """
-        weights = self.current_weights
-        if weights is None:
-            raise ExpungeError("No step was accepted yet, so there is nothing to export.")
         self.directory.check()
         check_model(self.directory)
+        # One look, before minutes of copying: another process may go on serving meanwhile.
+        accepted, requests = [r for r in self.records if r.status == "accepted"], self.requests
+        if not accepted:
+            raise ExpungeError("No step was accepted yet, so there is nothing to export.")
+        current = self.directory.step(accepted[-1].index)
+        weights, judged = load_tensors(current.weights), pd.read_parquet(current.judgements)
         self._check_model()
         target = Path(folder).resolve()  # where it is a link, what it leads to is replaced
         if target == self._folder.resolve():
@@ -397,27 +405,31 @@ class Run:
         check_replaceable(target)
         with replacing_folder(target) as new:
             backbones.copy_pipeline(self._folder, new)
-            backbones.replace_denoiser(new, load_tensors(weights))
+            backbones.replace_denoiser(new, weights)
             self.directory.add_event("exported", model=backbones.model_digest(new))
-            write_text(new / "README.md", self._card(redacted))
+            names = Names(requests, prompted(self.protocol, self.source)) if redacted else Names(())
+            write_text(new / "README.md", self._card(accepted, requests, judged, names))
             mark(new)
         return Path(folder)
 
-    def _card(self, redacted: bool) -> str:
-        """The model card of the current model, with the head of the events as they now stand."""
-        accepted = {r.request: r for r in self.records if r.status == "accepted"}
-        served = [r for r in self.requests if r.id in accepted]
-        last = accepted[served[-1].id]
-        judged = pd.read_parquet(self.directory.step(last.index).judgements)
+    def _card(
+        self, accepted: Sequence[StepRecord], requests: Sequence[Request], judged: pd.DataFrame, names: Names
+    ) -> str:
+        """The model card of the model that the steps `accepted` led to, with the head of the events as they now stand.
+
+        Args:
+            judged: judgements of that model.
+        """
+        served = [r for r in requests if r.id in {record.request for record in accepted}]
         return model_card(
             self.config,
             self.summary().model,
             self.protocol.name,
             served,
-            last,
+            accepted[-1],
             {c.name: metrics.unlearning_accuracy(judged, c.name) for r in served for c in r.concepts},
-            {r.request for r in accepted.values() if not gate.passed(self.config.gate, r.gate)},
-            Names(self.requests, prompted(self.protocol, self.source)) if redacted else Names(()),
+            {r.request for r in accepted if not gate.passed(self.config.gate, r.gate)},
+            names,
             self.directory.head,
         )
 
@@ -465,6 +477,16 @@ class Run:
         with whole("loading the model"):
             return backbones.load(self._folder).to(processes().device)
 
+    def _check_rows(self) -> None:
+        """Whether what will be painted is what the base model was judged by."""
+        created = self.directory.events()[0]
+        if created.get("protocol", self.protocol.digest) != self.protocol.digest:
+            raise ExpungeError(
+                f"The protocol {self.config.evaluate.protocol} is not what this run was made with, so that models would be "
+                "compared by other pictures than those before. Put it back as it was, or make a new run with it."
+            )
+        check_rows(self.directory, protocol_rows(self.protocol, self.source, self._known))
+
     def _check_model(self) -> None:
         digest = backbones.model_digest(self._folder)
         if digest != self.config.model.digest:
@@ -479,5 +501,9 @@ def paint_one(model: str, prompt: str, *, seed: int, steps: int, guidance: float
     folder = Path(model)
     given = {"solver": "default", "steps": steps, "guidance": guidance}
     sampler = validated(SamplerConfig, given, "What was asked for")
-    backbone = Run(folder).backbone() if (folder / "run.toml").exists() else backbones.load(model_folder(model))
-    return Image.fromarray(pixels(paint(backbone, backbone.denoiser, [prompt], [seed], sampler))[0])
+    with room_for("this model and one picture of it"):
+        if (folder / "run.toml").exists():
+            backbone = Run(folder).backbone()
+        else:
+            backbone = backbones.load(model_folder(model)).to(processes().device)
+        return Image.fromarray(pixels(paint(backbone, backbone.denoiser, [prompt], [seed], sampler))[0])

@@ -15,7 +15,7 @@ from expunge.stream import chain
 from expunge.stream.config import RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
-from expunge.stream.intact import COPY
+from expunge.stream.intact import COPY, cut_off
 from expunge.stream.judged import digest_images
 from expunge.stream.summary import ModelSummary, StepRecord, read_record, summarise
 
@@ -56,7 +56,8 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
     lines = read_lines(directory.event_lines)
     found = _Verification(directory, [json.loads(line) for line in lines])
     problems = list(found.problems())
-    problems += _last_event(directory, lines)
+    if wrong := cut_off(directory, lines):
+        problems.append(wrong)
     if head is not None and head not in {digest_bytes(line.encode()) for line in lines}:
         problems.append(f"The chain does not go through {head}: events were cut off its end, or it was written anew.")
     accepted = found.history.accepted
@@ -71,16 +72,6 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
 
 def _changed(was: object, found: str) -> str:
     return f"its digest was {was} and is {found}. {COPY}"
-
-
-def _last_event(directory: RunDirectory, lines: Sequence[str]) -> Iterator[str]:
-    """Whether the chain ends with the event that was added last; a killed process may have added one more."""
-    path = directory.last_event
-    if not path.exists():
-        if len(lines) > 1:
-            yield f"{path.name} is missing. {COPY}"
-    elif path.read_text(errors="replace") not in [f"{digest_bytes(line.encode())}\n" for line in lines[-2:]]:
-        yield f"events.jsonl does not end with the event that {path.name} says: events were cut off its end. {COPY}"
 
 
 class _Verification:
