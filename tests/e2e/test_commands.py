@@ -163,6 +163,14 @@ def test_two_processes_do_not_serve_one_run_but_requests_can_still_be_added(fini
     assert [r.id for r in package.Run(run).open_requests] == ["0003"]
 
 
+def test_every_process_of_a_launch_is_told_the_batch(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, object]] = []
+    monkeypatch.setattr(Run, "decides", False)
+    monkeypatch.setattr(Run, "resume", lambda run, **how: told.append(how))
+    expunge("resume", finished_run, "--batch", 3)
+    assert told == [{"batch": 3}]
+
+
 def test_brackets_are_printed(finished_run: Path, tmp_path: Path) -> None:
     """Rich would take them for markup, in help as in names and paths."""
     assert "A field of [prompts] or [evaluate] (repeatable)." in expunge("evaluate", "--help")
