@@ -13,7 +13,15 @@ import pandas as pd
 import pytest
 
 from expunge import Run, files
-from expunge.benchmark import Experiment, at_matched_forgetting, base_model, differences, last_steps, serve_variant
+from expunge.benchmark import (
+    Experiment,
+    at_matched_forgetting,
+    base_model,
+    differences,
+    last_steps,
+    markdown,
+    serve_variant,
+)
 from expunge.benchmark.experiment import joined, order
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.benchmark.table import knob_curve
@@ -67,6 +75,25 @@ def test_tables_have_known_answers(tmp_path: Path) -> None:
     after_the_last_step(table.reset_index(), ["full", "no-replay"], tmp_path / "a.png")
     over_the_sequence(tmp_path, ["full", "no-replay"], tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 5000 < (tmp_path / "b.png").stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("fox", "neon", "worst", "resurgence"),
+    [
+        ([1.0, None], [0.1, 0.9], np.nan, np.nan),  # not known after its own step
+        ([None, 0.7], [0.1, 0.9], 0.7, np.nan),  # not known at its own step
+        ([1.0, 0.7], [0.1, None], np.nan, 0.3),  # the last concept has no step after its own
+    ],
+)
+def test_what_was_not_measured_of_one_concept_is_missing(
+    fox: list[float | None], neon: list[float | None], worst: float, resurgence: float, tmp_path: Path
+) -> None:
+    files.write_json(tmp_path / "full-0.json", summary([fox, neon], 0.9))
+    table = last_steps(tmp_path)
+    assert table.loc[0, ["ua_worst", "resurgence"]].to_list() == pytest.approx([worst, resurgence], nan_ok=True)
+    shown = [" nan " if np.isnan(x) else f" {x:.3f} " for x in (worst, resurgence)]
+    cells = markdown(table, "full", {"full": ""}).splitlines()[-1].split("|")
+    assert [cells[4], cells[8]] == shown
 
 
 def test_retention_is_read_where_forgetting_is_equal() -> None:

@@ -14,23 +14,28 @@ from expunge import files
 MEASURED = ("ua", "context", "ira", "ira_unreplayed", "cra", "harmonic_mean", "ira_difference", "cra_difference")
 
 
+def value(measured: Mapping[str, float] | None) -> float:
+    """A value of a results file; NaN where it could not be measured."""
+    return np.nan if measured is None else measured["value"]
+
+
 def last_steps(results: Path) -> pd.DataFrame:
     """One row per results file: variant, seed, the metrics after the last step, the least UA of a concept, the strongest
-    resurgence (largest fall of a concept's UA after its own step), and seconds of serving and of evaluation."""
+    resurgence (largest fall of a concept's UA after its own step), and seconds of serving and of evaluation. What could not be
+    measured is NaN, also where it could not be for a single concept that a least or a largest is of."""
     rows = []
     for path in sorted(results.glob("*-*.json")):
         summary = files.read_json(path)
         variant, _, seed = path.stem.rpartition("-")
         last = summary["steps"][-1]
-        values = {name: last["metrics"][name] for name in MEASURED}
         seconds = [step["seconds"] for step in summary["steps"]]
         evaluating = sum(s["evaluate"] for s in seconds)
         rows.append(
             {
                 "variant": variant,
                 "seed": int(seed),
-                **{name: np.nan if v is None else v["value"] for name, v in values.items()},
-                "ua_worst": min(row[-1]["value"] for row in summary["ua_matrix"]),
+                **{name: value(last["metrics"][name]) for name in MEASURED},
+                "ua_worst": float(np.min([value(row[-1]) for row in summary["ua_matrix"]])),
                 "resurgence": _resurgence(summary),
                 "seconds_serving": sum(s["total"] for s in seconds) - evaluating,
                 "seconds_evaluating": evaluating,
@@ -116,17 +121,16 @@ def _paired(found: pd.DataFrame, variant: str) -> str:
 
 
 def _resurgence(summary: dict[str, object]) -> float:
-    """Largest fall of a concept's UA from its own step to any later one."""
+    """Largest fall of a concept's UA from its own step to any later one; NaN where that of one concept is not known."""
     falls = [0.0]
     matrix: Sequence[Sequence[dict[str, float] | None]] = summary["ua_matrix"]  # type: ignore[assignment]
     steps: Sequence[dict[str, Sequence[str]]] = summary["steps"]  # type: ignore[assignment]
     concepts: Sequence[str] = summary["concepts"]  # type: ignore[assignment]
     for concept, row in zip(concepts, matrix, strict=True):
         own = next(i for i, step in enumerate(steps) if concept in step["concepts"])
-        before = row[own]
-        if before is not None:
-            falls += [before["value"] - later["value"] for later in row[own + 1 :] if later is not None]
-    return max(falls)
+        if later := row[own + 1 :]:
+            falls.append(value(row[own]) - min((v["value"] for v in later if v is not None), default=np.nan))
+    return float(np.max(falls))
 
 
 def _half_width(values: np.ndarray) -> float:
