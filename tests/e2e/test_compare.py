@@ -158,6 +158,15 @@ def test_the_page_shows_the_same_rows_of_base_a_and_b(page: str, a: Path, b: Pat
     assert "B is below A in UA (\N{MINUS SIGN}33.3 pt) and CRA (\N{MINUS SIGN}100 pt)" in page
 
 
+def test_what_was_not_measured_is_not_said_to_be_alike(a: Path, tmp_path: Path) -> None:
+    silent = shutil.copytree(a, tmp_path / "silent")
+    path = RunDirectory(silent).step(3).judgements
+    write_table(path, pd.read_parquet(path).assign(context=pd.array([pd.NA] * 36, dtype="boolean")))
+    expunge("compare", a, silent, "--out", tmp_path / "page.html")
+    said = "In UA, IRA and CRA the two cannot be told apart; Context was not measured."
+    assert said in " ".join((tmp_path / "page.html").read_text().split())
+
+
 def test_only_rows_of_which_both_kept_a_picture_are_shown(a: Path, b: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(b, tmp_path / "bare")
     for picture in (bare / "steps" / "0003" / "images").iterdir():
