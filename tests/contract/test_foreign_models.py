@@ -114,6 +114,15 @@ def test_the_scale_of_an_adapter_counts_in_each_format(sd_folder: Path, tmp_path
         assert agree(opened(model, sd_folder), expected), model.name
 
 
+def test_another_adapter_in_the_folder_of_one_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    """PEFT reads a folder, and would read the one that has its name."""
+    wrapped, _ = adapt(backbones.load(sd_folder).denoiser, 2, get_peft_model)
+    wrapped.save_pretrained(tmp_path)
+    other = shutil.copy(tmp_path / "adapter_model.safetensors", tmp_path / "epoch-3.safetensors")
+    with pytest.raises(ExpungeError, match=r"epoch-3\.safetensors holds an adapter of PEFT, .* a folder of its own"):
+        recognise(str(other), sd_folder)
+
+
 def test_an_adapter_that_fits_in_part_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     """Diffusers and PEFT would go on without the rest."""
     wrapped, _ = adapt(backbones.load(sd_folder).denoiser, 2, get_peft_model)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from expunge import backbones
-from expunge.audit.sources import Kind, Source
+from expunge.audit.sources import PEFT_FILE, Kind, Source
 from expunge.backbones import Backbone
 from expunge.errors import ExpungeError
 from expunge.files import load_tensors, tensor_shapes
@@ -79,7 +79,7 @@ def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
     from peft import PeftModel, get_peft_model_state_dict  # takes seconds, and is needed nowhere else here
 
     backbone = backbones.load(folder)
-    given = tensor_shapes(path / "adapter_model.safetensors")
+    given = tensor_shapes(path / PEFT_FILE)
     adapted = PeftModel.from_pretrained(backbone.denoiser, path)
     # PEFT warns of factors that fit nowhere, and draws those that are missing.
     if strange := sorted(given.keys() ^ get_peft_model_state_dict(adapted).keys()):
