@@ -184,6 +184,32 @@ def test_a_damaged_model_in_one_file_is_refused(sd_folder: Path, tmp_path: Path)
     opened(file, sd_folder)  # the control
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "cond_stage_model.ours",
+            r"its text_encoder is in a layout that is not read \(it holds cond_stage_model.ours\)",
+        ),
+        ("first_stage_model.ours", "could not be loaded as a single file"),
+    ],
+)
+def test_a_part_in_an_unknown_layout_is_refused(name: str, sentence: str, sd_folder: Path, tmp_path: Path) -> None:
+    file = original.single_file(backbones.load(sd_folder).pipeline, tmp_path / "one.safetensors", "unet")
+    save_file({**load_file(file), name: torch.zeros(2)}, tmp_path / "ours.safetensors")
+    with pytest.raises(ExpungeError, match=sentence):
+        opened(tmp_path / "ours.safetensors", sd_folder)
+
+
+def test_a_text_encoder_of_version_3_in_an_unknown_layout_is_refused(sd3_folder: Path, tmp_path: Path) -> None:
+    file = original.single_file_3(backbones.load(sd3_folder).pipeline, tmp_path / "one.safetensors")
+    for which in ("clip_l", "clip_g", "t5xxl"):
+        tensors = {**load_file(file), f"text_encoders.{which}.ours.weight": torch.zeros(2)}
+        save_file(tensors, tmp_path / f"{which}.safetensors")
+        with pytest.raises(ExpungeError, match="layout that is not read"):
+            opened(tmp_path / f"{which}.safetensors", sd3_folder)
+
+
 def test_a_folder_that_predicts_something_else_is_refused(
     sd_folder: Path, sd_v_folder: Path, tiny_folder: Callable[[str], Path]
 ) -> None:
