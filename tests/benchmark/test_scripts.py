@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from expunge import files
+from expunge import backbones, files
+from expunge.benchmark.experiment import OPEN_GATE, Experiment, Made
+from expunge.benchmark.machine import Machine
+from expunge.benchmark.speed import Settings, SpeedResults, settings_of
+from expunge.reference import EngineName
+from expunge.stream import preset
+from expunge.stream.named import model_folder, read_protocol
 
 Call = Callable[..., None]
 
@@ -107,3 +113,34 @@ def test_each_case_at_full_size_says_its_session(
     call("--force", load=0.9)
     sessions = [case["session"] for case in files.read_json(out)["cases"].values()]
     assert [(s["load_average"], s["forced"]) for s in sessions] == [(0.1, False)] + [(0.9, True)] * 4
+
+
+def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_with(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
+    sequence = script("sequence")
+    quality = Experiment.read(sequence.HERE / "quality.toml")
+    configs = {name: preset(variant.preset, variant.changes) for name, variant in quality.variants.items()}
+
+    def timings(reference: str) -> SpeedResults:
+        engines: dict[EngineName, dict[str, Any]] = {
+            "reference": settings_of(configs[reference]),
+            "fast": settings_of(configs["fast"]),
+        }
+        settings = Settings(preset="anchored-iconworld", protocol=quality.protocol, model="", seed=0, engines=engines)
+        return SpeedResults(machine=Machine.here(), settings=settings)
+
+    def refused(changes: Mapping[str, Any]) -> list[str]:
+        variant, fixed = quality.variants["fast"], {"evaluate": {"protocol": quality.protocol}, "gate": OPEN_GATE}
+        config = preset(variant.preset, {**variant.changes, **fixed, **changes}).frozen(
+            backbones.model_digest(model_folder("iconworld"))
+        )
+        protocol = read_protocol(quality.protocol)
+        made = Made(config=config, protocol=protocol, together=1, machine=Machine.here())
+        files.write_json(tmp_path / "fast-0.json", {"made": made.model_dump(mode="json", by_alias=True)})
+        found: list[str] = sequence.refusals(timings("reference-equal"), timings("reference"), quality, tmp_path)
+        return found
+
+    assert refused({}) == []
+    (said,) = refused({"replay": {"steps": 4}})
+    assert "fast-0.json (replay.steps is 5 and was 4) is of something else" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,8 @@ def value(measured: Mapping[str, float] | None) -> float:
 
 def last_steps(results: Path) -> pd.DataFrame:
     """One row per results file: variant, seed, the metrics after the last step, the least UA of a concept, the strongest
-    resurgence (largest fall of a concept's UA after its own step), and seconds of serving and of evaluation. What could not be
-    measured is NaN, also where it could not be for a single concept that a least or a largest is of."""
+    resurgence (largest fall of a concept's UA after its own step), seconds of serving and of evaluation, and how it was made.
+    What could not be measured is NaN, also where it could not be for a single concept that a least or a largest is of."""
     rows = []
     for path in sorted(results.glob("*-*.json")):
         summary = files.read_json(path)
@@ -39,6 +40,7 @@ def last_steps(results: Path) -> pd.DataFrame:
                 "resurgence": _resurgence(summary),
                 "seconds_serving": sum(s["total"] for s in seconds) - evaluating,
                 "seconds_evaluating": evaluating,
+                "made": _made(summary.get("made")),
             }
         )
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["variant", "seed"])
@@ -109,7 +111,37 @@ def markdown(table: pd.DataFrame, baseline: str, notes: Mapping[str, str]) -> st
         ]
         cells += ["" if variant == baseline else _paired(found, variant) for found in against.values()]
         lines.append(f"| {' | '.join([*cells, notes[variant]])} |")
+    if said := caveats(table[table["variant"].isin(list(notes))]):
+        lines += ["", *(f"- {caveat}" for caveat in said)]
     return "\n".join(lines) + "\n"
+
+
+def caveats(table: pd.DataFrame) -> list[str]:
+    """How the rows of `last_steps` were made, where they were not all made alike or it was not recorded."""
+    kinds = set(table["made"])
+    if len(kinds) == 1 and NOT_RECORDED not in kinds:
+        return []
+    return [f"{made!s}: {_sequences(part)}." for made, part in table.groupby("made", sort=False)]
+
+
+NOT_RECORDED = "Arithmetic and machine were not recorded"
+"""Of results files that were made before they were."""
+
+
+def _made(made: Mapping[str, Any] | None) -> str:
+    """Arithmetic and machine of a results file, in words."""
+    if made is None:
+        return NOT_RECORDED
+    train, evaluate = (made["config"][section]["precision"] for section in ("train", "evaluate"))
+    machine = made["machine"]
+    where = f"{machine['gpu'] or machine['processor']} with torch {machine['torch']}"
+    return f"Trained in {train} and painted in {evaluate}, on {where}"
+
+
+def _sequences(table: pd.DataFrame) -> str:
+    """The variants, each with its seeds."""
+    seeds = table.groupby("variant", sort=False)["seed"]
+    return ", ".join(f"{variant} ({', '.join(map(str, own))})" for variant, own in seeds)
 
 
 def _paired(found: pd.DataFrame, variant: str) -> str:
