@@ -20,6 +20,7 @@ from expunge import Run
 from expunge.evaluation import Row, metrics, protocol_rows
 from expunge.evaluation.run import until_enough
 from expunge.files import write_json
+from expunge.stream.judged import read_table
 
 WIDTHS = (0.06, 0.05, 0.04, 0.03)
 
@@ -50,7 +51,7 @@ def replayed(run: Run, enough: float) -> dict[str, Any]:
     rows = protocol_rows(run.protocol, run.source, concepts)
     pictures = all_pictures = 0
     for request in run.requests:
-        table = pd.read_parquet(run.directory.step(request.step).judgements)
+        table = read_table(run.directory.step(request.step).judgements)
         had = [row for row in rows if row.id in set(table["row"])]
         kept = set(painted(had, table, run.protocol.sampler.batch_size, enough))
         pictures += len(kept)

@@ -28,7 +28,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from expunge import ExpungeError, Run, engine, estimate, iconworld
-from expunge.benchmark.machine import Machine, check_idle, load_average
+from expunge.benchmark.machine import Machine, Session, load_average
 from expunge.files import read_json, write_json
 from expunge.hardware import best_device
 from expunge.memory import peak_memory
@@ -198,15 +198,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--force", action="store_true", help="beside other work too")
     arguments = parser.parse_args()
-    load = load_average()
-    check_idle(load, arguments.force)
-    begun: dict[str, Any] = {
-        "schema": 1,
-        "machine": Machine.here().model_dump(),
-        "load_average": load,
-        "forced": arguments.force,
-        "cases": {},
-    }
+    session = Session.begin(load_average(), arguments.force).model_dump()
+    begun: dict[str, Any] = {"schema": 1, "machine": Machine.here().model_dump(), "cases": {}}
     results = read_json(arguments.out) if arguments.out.exists() else begun
     if results["machine"] != begun["machine"]:
         parser.error(f"{arguments.out} was measured on another machine. Give another file.")
@@ -218,7 +211,7 @@ def main() -> None:
                 continue
             with tempfile.TemporaryDirectory(dir=scratch) as work:
                 found = measured(case, model, told, Path(work))
-            results["cases"][name] = found
+            results["cases"][name] = {"session": session, **found}
             write_json(arguments.out, results)
             print(name, json.dumps({k: found.get(k) for k in ("estimated", "measured", "failed")}), flush=True)
 

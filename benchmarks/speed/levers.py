@@ -3,9 +3,10 @@
     python benchmarks/speed/levers.py
 
 serves the first request of iconworld-dev-a with the default preset, from choosing prompts to the saved weights, once
-for every lever and round, in an order that turns with every round. A lever's ratio is taken within a round: seconds of the
-request with the lever changed / as the preset is. Run it alone: it takes times (20 minutes on two CPU cores). It writes
-benchmarks/speed/results/levers.json after every request, and goes on from there.
+for every lever and round, in an order that turns with every round. A lever's ratio is taken within a round and a session (a
+call of this script): seconds of the request with the lever changed / as the preset is. Run it alone: it takes times (20
+minutes on two CPU cores). It writes benchmarks/speed/results/levers.json after every request, and the same call, or one for
+further levers, goes on from there.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ from torch import Tensor
 from expunge import Run, engine, iconworld, locality
 from expunge.backbones import Backbone, Predictor
 from expunge.benchmark.experiment import OPEN_GATE
-from expunge.benchmark.machine import Machine, check_idle, load_average
+from expunge.benchmark.machine import Machine, Session, load_average
+from expunge.benchmark.speed import settings_of
 from expunge.files import read_json, write_json
 from expunge.locality import Compared, Draws
 from expunge.reference import SeparatePasses
+from expunge.stream import preset
 
 PROTOCOL = "iconworld-dev-a"
 PRESET = "anchored-iconworld"
+UNCHANGED = "as the preset is"
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def channels_last() -> AbstractContextManager[Any]:
 COLD: dict[str, Any] = {"method": {"warm_start": False}}
 AMONG_TEN: dict[str, Any] = {"mapping_candidates": 10, "mapping_draws": 32}
 LEVERS = {
-    "as the preset is": Lever(),
+    UNCHANGED: Lever(),
     "without a warm start, 80 steps": Lever({**COLD, "train": {"steps": 80}}),
     "without a warm start, 20 steps": Lever(COLD),
     "replay afresh for every row": Lever({"replay": {"source": "fresh"}}),
@@ -135,25 +139,32 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levers.json")
     parser.add_argument("--force", action="store_true", help="beside other work too")
     arguments = parser.parse_args()
-    load = load_average()
-    check_idle(load, arguments.force)
-    machine = Machine.here().model_dump()
-    names = [n for n in LEVERS if not arguments.only or n in (*arguments.only, next(iter(LEVERS)))]
-    begun: dict[str, Any] = {"machine": machine, "preset": PRESET, "rows": []}
-    kept = read_json(arguments.out) if arguments.out.exists() else begun
-    if (kept["machine"], kept["preset"]) != (machine, PRESET):
-        parser.error(f"{arguments.out} was measured on another machine or preset. Give another file (--out).")
-    rows: list[dict[str, Any]] = kept["rows"]
-    done = {(row["round"], row["lever"]) for row in rows}
-    timed(LEVERS["as the preset is"])  # kernels are compiled for every size that they meet first
+    session = Session.begin(load_average(), arguments.force).model_dump()
+    names = [n for n in LEVERS if not arguments.only or n in (*arguments.only, UNCHANGED)]
+    begun: dict[str, Any] = {
+        "schema": 1,
+        "machine": Machine.here().model_dump(),
+        "preset": PRESET,
+        "settings": settings_of(preset(PRESET)),
+        "rows": [],
+    }
+    results = read_json(arguments.out) if arguments.out.exists() else begun
+    if {**results, "rows": []} != begun:
+        parser.error(
+            f"{arguments.out} is of another machine, preset or settings, or does not say of which. Give another file (--out)."
+        )
+    rows: list[dict[str, Any]] = results["rows"]
+    beside = [(row["round"], row["session"]) for row in rows if row["lever"] == UNCHANGED]
+    done = {(row["round"], row["lever"]) for row in rows if (row["round"], row["session"]) in beside}
+    timed(LEVERS[UNCHANGED])  # kernels are compiled for every size that they meet first
     for number in range(arguments.rounds):
         first = number * len(names) // arguments.rounds
+        left = {name for name in names if (number, name) not in done}
         for name in names[first:] + names[:first]:
-            if (number, name) in done:
-                continue
-            rows.append({"round": number, "lever": name, "load_average": load, **timed(LEVERS[name])})
-            write_json(arguments.out, {"schema": 1, "machine": machine, "preset": PRESET, "rows": rows})
-            print(number, name, {k: round(v, 2) for k, v in rows[-1]["seconds"].items()}, flush=True)
+            if name in left or (left and name == UNCHANGED):  # which each session times anew beside what it adds
+                rows.append({"round": number, "lever": name, "session": session, **timed(LEVERS[name])})
+                write_json(arguments.out, results)
+                print(number, name, {k: round(v, 2) for k, v in rows[-1]["seconds"].items()}, flush=True)
 
 
 if __name__ == "__main__":

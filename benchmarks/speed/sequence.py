@@ -16,9 +16,9 @@ from typing import Any
 
 import pandas as pd
 
-from expunge.benchmark.experiment import Experiment
+from expunge.benchmark.experiment import Experiment, outdated
 from expunge.benchmark.speed import SpeedResults, settings_of
-from expunge.benchmark.table import differences, last_steps
+from expunge.benchmark.table import caveats, differences, last_steps
 from expunge.files import write_json
 from expunge.reference import EngineName
 from expunge.stream import preset
@@ -28,7 +28,7 @@ SEEDS = 3
 """Seeds from which on a difference is quoted."""
 
 
-def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment) -> list[str]:
+def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment, sequences: Path) -> list[str]:
     """Why the files cannot be read beside each other."""
     found = []
     if len({*optimizer_steps(alike).values()}) > 1:
@@ -50,6 +50,10 @@ def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment) -> lis
         found.append("The two timings are of two machines.")
     if quality.protocol != alike.settings.protocol:
         found.append("The quality sequences are of another protocol than the timings.")
+    asked_for = [(name, seed) for name in quality.variants for seed in quality.seeds]
+    found += [
+        f"{file} is of something else than the experiment asks for." for file in outdated(quality, asked_for, sequences)
+    ]
     return found
 
 
@@ -85,9 +89,10 @@ def main() -> None:
     arguments = parser.parse_args()
     alike, own = SpeedResults.read(arguments.equal_steps), SpeedResults.read(arguments.equal_quality)
     quality = Experiment.read(arguments.quality)
-    if wrong := refusals(alike, own, quality):
+    folder = arguments.quality.with_suffix("")
+    if wrong := refusals(alike, own, quality, folder):
         parser.error(" ".join(wrong))
-    table = last_steps(arguments.quality.with_suffix(""))
+    table = last_steps(folder)
     found, seeds = compared(table, "reference")
     at_equal_steps, seeds_equal = compared(table, "reference-equal")
     ratios = {
@@ -97,10 +102,11 @@ def main() -> None:
         "bytes_ratio": alike.bytes_ratio,
     }
     few = {"reference": seeds, "reference-equal": seeds_equal}
-    caveats = [
+    doubts = [
         *alike.caveats,
         *own.caveats,
         *(f"Quality beside {n} is of {len(s)} seeds, not {SEEDS}." for n, s in few.items() if len(s) < SEEDS),
+        *(f"Quality: {caveat}" for caveat in caveats(table)),
     ]
     results = {
         "schema": 1,
@@ -110,7 +116,7 @@ def main() -> None:
         "at_equal_steps": {**at_equal_steps, "seeds": seeds_equal},
         "steps": {"equal_steps": optimizer_steps(alike), "equal_quality": optimizer_steps(own)},
         "machine": alike.machine.model_dump(),
-        "caveats": caveats,
+        "caveats": doubts,
         "files": [arguments.equal_steps.name, arguments.equal_quality.name],
     }
     write_json(arguments.out, results)

@@ -13,9 +13,19 @@ import pandas as pd
 import pytest
 
 from expunge import Run, files
-from expunge.benchmark import Experiment, at_matched_forgetting, base_model, differences, last_steps, serve_variant
-from expunge.benchmark.experiment import joined, order
+from expunge.benchmark import (
+    Experiment,
+    at_matched_forgetting,
+    base_model,
+    caveats,
+    differences,
+    last_steps,
+    markdown,
+    serve_variant,
+)
+from expunge.benchmark.experiment import joined, order, outdated
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
+from expunge.benchmark.machine import Machine
 from expunge.benchmark.table import knob_curve
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
@@ -69,6 +79,53 @@ def test_tables_have_known_answers(tmp_path: Path) -> None:
     assert (tmp_path / "a.png").stat().st_size > 5000 < (tmp_path / "b.png").stat().st_size
 
 
+@pytest.mark.parametrize(
+    ("fox", "neon", "worst", "resurgence"),
+    [
+        ([1.0, None], [0.1, 0.9], np.nan, np.nan),  # not known after its own step
+        ([None, 0.7], [0.1, 0.9], 0.7, np.nan),  # not known at its own step
+        ([1.0, 0.7], [0.1, None], np.nan, 0.3),  # the last concept has no step after its own
+    ],
+)
+def test_what_was_not_measured_of_one_concept_is_missing(
+    fox: list[float | None], neon: list[float | None], worst: float, resurgence: float, tmp_path: Path
+) -> None:
+    files.write_json(tmp_path / "full-0.json", summary([fox, neon], 0.9))
+    table = last_steps(tmp_path)
+    assert table.loc[0, ["ua_worst", "resurgence"]].to_list() == pytest.approx([worst, resurgence], nan_ok=True)
+    shown = [" nan " if np.isnan(x) else f" {x:.3f} " for x in (worst, resurgence)]
+    cells = markdown(table, "full", {"full": ""}).splitlines()[2].split("|")
+    assert [cells[4], cells[8]] == shown
+
+
+def recorded(train: str, processor: str) -> dict[str, Any]:
+    """What a results file says of how it was made, as far as tables read it."""
+    config = {"train": {"precision": train}, "evaluate": {"precision": "fp32"}}
+    return {"made": {"config": config, "machine": {"gpu": None, "processor": processor, "torch": "2.13"}}}
+
+
+def test_a_table_names_rows_that_were_not_made_alike(tmp_path: Path) -> None:
+    told = summary([[1.0, 1.0], [0.1, 1.0]], 0.9)
+    for name in ("full-0", "full-1"):
+        files.write_json(tmp_path / f"{name}.json", {**told, **recorded("fp32", "Abacus")})
+    assert caveats(last_steps(tmp_path)) == []
+    files.write_json(tmp_path / "less-0.json", {**told, **recorded("bf16", "Abacus")})
+    files.write_json(tmp_path / "less-1.json", {**told, **recorded("bf16", "Rod")})
+    files.write_json(tmp_path / "old-0.json", told)
+    said = [
+        "Trained in fp32 and painted in fp32, on Abacus with torch 2.13: full (0, 1).",
+        "Trained in bf16 and painted in fp32, on Abacus with torch 2.13: less (0).",
+        "Trained in bf16 and painted in fp32, on Rod with torch 2.13: less (1).",
+        "Arithmetic and machine were not recorded: old (0).",
+    ]
+    table = last_steps(tmp_path)
+    assert caveats(table) == said
+    page = markdown(table, "full", dict.fromkeys(["full", "less", "old"], ""))
+    assert page.splitlines()[-5:] == ["", *(f"- {caveat}" for caveat in said)]
+    assert "old" not in markdown(table, "full", dict.fromkeys(["full", "less"], ""))
+    assert caveats(table[table["variant"] == "old"]) == said[3:]
+
+
 def test_retention_is_read_where_forgetting_is_equal() -> None:
     rows = [
         ("gentle", 0, 0.9, 0.98), ("gentle@2", 0, 1.0, 0.94), ("gentle@4", 0, 1.0, 0.90),
@@ -95,20 +152,25 @@ def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path
         f'[variants.{n}]\npreset = "lacu-iconworld"\nnote = "as {n}"\n' for n in ("full", "less", "open")
     )
     path.write_text(f'schema = 1\nprotocol = "iconworld-demo"\nseeds = [0, 1]\n{variants}')
+
+    def page() -> list[str]:
+        return (tmp_path / "docs" / "x-table.md").read_text().splitlines()
+
     assert "holds no results yet" in expunge("bench", path, "--write", tmp_path / "docs", code=2)
     files.write_json(tmp_path / "x" / "gone-0.json", summary([[1.0, 1.0], [0.1, 1.0]], 0.9))
     assert "holds no results yet" in expunge("bench", path, "--write", tmp_path / "docs", code=2)
     for name, ira in (("full", (0.9, 0.8)), ("less", (0.5, 0.6))):
         if name == "less":
             expunge("bench", path, "--write", tmp_path / "docs")  # one variant alone, with nothing to compare it to
-            assert len((tmp_path / "docs" / "x-table.md").read_text().splitlines()) == 3
+            assert len(page()) == 3 + 2
         for seed in (0, 1):
             files.write_json(tmp_path / "x" / f"{name}-{seed}.json", summary([[1.0, 1.0], [0.1, 1.0]], ira[seed]))
     expunge("bench", path, "--write", tmp_path / "docs")
-    head, rule, full, less = (tmp_path / "docs" / "x-table.md").read_text().splitlines()
+    head, rule, full, less, *rest = page()
     assert head.count("|") == rule.count("|") == full.count("|") == less.count("|")
     assert full.startswith("| full | 2 | 0.500 | 1.000 | nan | 0.850 | 0.500 | 0.000 |  |  | as full |")
     assert "| -0.300 [-1.571, +0.971] |" in less
+    assert rest == ["", "- Arithmetic and machine were not recorded: full (0, 1), less (0, 1)."]
     pictures = {"x-outcomes.png", "x-sequence.png"}
     assert {p.name for p in (tmp_path / "docs").glob("*.png")} == pictures
     # A point of a curve over a knob is no row.
@@ -116,7 +178,7 @@ def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path
     files.write_json(tmp_path / "x" / "less@2-0.json", summary([[1.0, 1.0], [0.1, 1.0]], 0.4))
     written = expunge("bench", path, "--write", tmp_path / "docs")
     assert "less: IRA at UA 0.95: not reached" in written
-    assert (tmp_path / "docs" / "x-table.md").read_text().splitlines() == [head, rule, full, less]
+    assert page() == [head, rule, full, less, *rest]
     assert {p.name for p in (tmp_path / "docs").glob("*.png")} == {*pictures, "x-matched.png"}
 
 
@@ -201,6 +263,50 @@ def test_an_experiment_serves_what_has_no_results_yet(tmp_path: Path) -> None:
     assert not coarse.directory.base_judgements.exists()  # they were painted in other arithmetic
     run.resume()
     assert not verify(run.directory.path).problems
+
+
+def test_results_of_something_else_than_the_experiment_asks_for_are_refused(tmp_path: Path) -> None:
+    path, results, work = small_experiment(tmp_path), tmp_path / "small", tmp_path / "work"
+    arguments = ("bench", path, "--only", "full", "--seed", "0", "--work", work)
+    expunge(*arguments)
+    file = results / "full-0.json"
+    stored, text = files.read_json(file), path.read_text()
+    assert stored["made"]["machine"] == Machine.here().model_dump()
+    assert stored["made"]["config"]["evaluate"]["precision"] == "fp32"
+    assert stored["made"]["protocol"] == Protocol.read(tmp_path / "protocol.toml").model_dump(
+        mode="json", by_alias=True
+    )
+
+    path.write_text(text.replace("train = { steps = 6", "train = { steps = 7"))
+    for further in ((), ("--jobs", "2"), ("--write", tmp_path / "docs")):
+        said = expunge(*arguments, *further, code=2)
+        assert f"{file} (train.steps is 7 and was 6)" in said
+        assert not (tmp_path / "docs").exists()
+    assert [p.name for p in results.iterdir()] == [file.name]
+    # Where nothing is asked of it, it is in no one's way.
+    assert "other" in expunge("bench", path, "--only", "other", "--seed", "0", "--work", work)
+
+    def refused() -> bool:
+        return bool(outdated(Experiment.read(path), [("full", 0)], results))
+
+    path.write_text(text)
+    assert not refused()
+    path.write_text(text.replace('preset = "lacu-iconworld"', 'preset = "lacu-iconworld"\ntogether = 2', 1))
+    assert refused()
+    # A precision that the machine decides is whatever another machine decided.
+    stored["made"]["config"]["train"]["precision"] = "bf16"
+    files.write_json(file, stored)
+    path.write_text(text)
+    assert refused()
+    path.write_text(text.replace('precision = "fp32"', 'precision = "auto"'))
+    assert not refused()
+    protocol = tmp_path / "protocol.toml"
+    protocol.write_text(protocol.read_text().replace("seed = 1\n", "seed = 2\n", 1))
+    assert "protocol.seed is 2 and was 1" in expunge(*arguments, code=2)
+    # Of files that do not say what they were made with, nothing is known.
+    del stored["made"]
+    files.write_json(file, stored)
+    assert "Arithmetic and machine were not recorded: full (0)." in expunge(*arguments)
 
 
 def test_sequences_are_served_at_once_and_go_on_after_an_interruption(tmp_path: Path) -> None:

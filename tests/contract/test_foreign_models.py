@@ -114,6 +114,15 @@ def test_the_scale_of_an_adapter_counts_in_each_format(sd_folder: Path, tmp_path
         assert agree(opened(model, sd_folder), expected), model.name
 
 
+def test_another_adapter_in_the_folder_of_one_is_refused(sd_folder: Path, tmp_path: Path) -> None:
+    """PEFT reads a folder, and would read the one that has its name."""
+    wrapped, _ = adapt(backbones.load(sd_folder).denoiser, 2, get_peft_model)
+    wrapped.save_pretrained(tmp_path)
+    other = shutil.copy(tmp_path / "adapter_model.safetensors", tmp_path / "epoch-3.safetensors")
+    with pytest.raises(ExpungeError, match=r"epoch-3\.safetensors holds an adapter of PEFT, .* a folder of its own"):
+        recognise(str(other), sd_folder)
+
+
 def test_an_adapter_that_fits_in_part_is_refused(sd_folder: Path, tmp_path: Path) -> None:
     """Diffusers and PEFT would go on without the rest."""
     wrapped, _ = adapt(backbones.load(sd_folder).denoiser, 2, get_peft_model)
@@ -173,6 +182,32 @@ def test_a_damaged_model_in_one_file_is_refused(sd_folder: Path, tmp_path: Path)
         with pytest.raises(ExpungeError, match="could not be loaded as a single file"):
             opened(tmp_path / f"{damaged}.safetensors", sd_folder)
     opened(file, sd_folder)  # the control
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        (
+            "cond_stage_model.ours",
+            r"its text_encoder is in a layout that is not read \(it holds cond_stage_model.ours\)",
+        ),
+        ("first_stage_model.ours", "could not be loaded as a single file"),
+    ],
+)
+def test_a_part_in_an_unknown_layout_is_refused(name: str, sentence: str, sd_folder: Path, tmp_path: Path) -> None:
+    file = original.single_file(backbones.load(sd_folder).pipeline, tmp_path / "one.safetensors", "unet")
+    save_file({**load_file(file), name: torch.zeros(2)}, tmp_path / "ours.safetensors")
+    with pytest.raises(ExpungeError, match=sentence):
+        opened(tmp_path / "ours.safetensors", sd_folder)
+
+
+def test_a_text_encoder_of_version_3_in_an_unknown_layout_is_refused(sd3_folder: Path, tmp_path: Path) -> None:
+    file = original.single_file_3(backbones.load(sd3_folder).pipeline, tmp_path / "one.safetensors")
+    for which in ("clip_l", "clip_g", "t5xxl"):
+        tensors = {**load_file(file), f"text_encoders.{which}.ours.weight": torch.zeros(2)}
+        save_file(tensors, tmp_path / f"{which}.safetensors")
+        with pytest.raises(ExpungeError, match="layout that is not read"):
+            opened(tmp_path / f"{which}.safetensors", sd3_folder)
 
 
 def test_a_folder_that_predicts_something_else_is_refused(

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from expunge import Audit, compare
+from expunge import Audit, ExpungeError, compare
 from expunge.concepts import Concept
 from expunge.stream.directory import RunDirectory
-from expunge.stream.judged import write_table
+from expunge.stream.judged import read_table, write_table
 from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin
 from runs import PROTOCOL, STAND_IN, expunge
 
@@ -158,6 +160,15 @@ def test_the_page_shows_the_same_rows_of_base_a_and_b(page: str, a: Path, b: Pat
     assert "B is below A in UA (\N{MINUS SIGN}33.3 pt) and CRA (\N{MINUS SIGN}100 pt)" in page
 
 
+def test_what_was_not_measured_is_not_said_to_be_alike(a: Path, tmp_path: Path) -> None:
+    silent = shutil.copytree(a, tmp_path / "silent")
+    path = RunDirectory(silent).step(3).judgements
+    write_table(path, pd.read_parquet(path).assign(context=pd.array([pd.NA] * 36, dtype="boolean")))
+    expunge("compare", a, silent, "--out", tmp_path / "page.html")
+    said = "In UA, IRA and CRA the two cannot be told apart; Context was not measured."
+    assert said in " ".join((tmp_path / "page.html").read_text().split())
+
+
 def test_only_rows_of_which_both_kept_a_picture_are_shown(a: Path, b: Path, tmp_path: Path) -> None:
     bare = shutil.copytree(b, tmp_path / "bare")
     for picture in (bare / "steps" / "0003" / "images").iterdir():
@@ -201,6 +212,26 @@ def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_r
     ):
         assert sentence in expunge("compare", a, other, "--out", tmp_path / "page.html", code=2)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_damaged_table_is_answered_with_a_sentence(a: Path, tmp_path: Path) -> None:
+    for which in ("base", "steps/0003"):
+        damaged = shutil.copytree(a, tmp_path / which.replace("/", "-"))
+        path = damaged / which / "judgements.parquet"
+        path.write_bytes(path.read_bytes()[:-1])
+        said = expunge("compare", a, damaged, "--out", tmp_path / "page.html", code=2)
+        assert f"{path} cannot be read as a table" in said
+    whole = (a / "base" / "judgements.parquet").read_bytes()
+    for cut in range(0, len(whole), 97):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ExpungeError, match="cannot be read as a table"):
+            read_table(path)
+    rng = random.Random(0)
+    for _ in range(500):
+        place = rng.randrange(len(whole) // 2, len(whole))  # what describes the values lies behind them
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
+        with suppress(ExpungeError):  # some damage is in no one's way
+            read_table(path)
 
 
 @pytest.mark.parametrize("out", ["summary.json", "folder", "folder.html", ".html"])

@@ -97,6 +97,22 @@ def test_a_protocol_that_contradicts_itself_is_refused(protocol: Protocol) -> No
         Protocol.model_validate({**data, "requests": [*protocol.requests, ["zebra"]]})
 
 
+def test_each_name_has_a_picture_at_the_end(protocol: Protocol) -> None:
+    data = protocol.model_dump(by_alias=True)
+    named = {
+        "neighbours": len({n for g in protocol.neighbours.values() for n in g.names}),
+        "others": len(protocol.others),
+    }
+    for counts, least in named.items():
+        few = {level: {**data[level], counts: least} for level in ("between", "final")}
+        for role in ("neighbour", "other"):
+            rows = [r for r in retention_rows(Protocol.model_validate({**data, **few}), VOCABULARY) if r.role == role]
+            assert len({r.concept for r in rows}) == named[f"{role}s"]
+        few = {level: {**data[level], counts: least - 1} for level in ("between", "final")}
+        with pytest.raises(ValidationError, match=rf"final\.{counts} must be at least {least}"):
+            Protocol.model_validate({**data, **few})
+
+
 def test_the_protocol_in_the_docs_can_be_used(tmp_path: Path) -> None:
     text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
     (tmp_path / "mine.toml").write_text(text.split("```toml\n")[1].split("```")[0])

@@ -27,7 +27,7 @@ from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
 from expunge.stream.drift import compare_with_base, pictured, weight_drift
-from expunge.stream.judged import Shelf, completed, write_images, write_table
+from expunge.stream.judged import Shelf, completed, read_table, write_images, write_table
 from expunge.stream.named import (
     JUDGES,
     check_judged,
@@ -251,7 +251,7 @@ class Audit:
         rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
         enough = None if shelf is self.base else self.protocol.enough
         if enough and shelf.judgements.exists():  # what is measured there already was painted as far as was enough
-            done = pd.read_parquet(shelf.judgements).set_index("row")
+            done = read_table(shelf.judgements).set_index("row")
             measured = {row.measures for row in rows if row.id in done.index}
             rows = [row for row in rows if row.id in done.index or row.measures not in measured]
 
@@ -279,13 +279,13 @@ class Audit:
         have = completed(shelf.judgements, rows, judge)
         painted = set(have["row"])
         wanted = [row.id for row in rows if row.id in painted]
-        return [t.set_index("row").loc[wanted].reset_index() for t in (have, *map(pd.read_parquet, further))]
+        return [t.set_index("row").loc[wanted].reset_index() for t in (have, *map(read_table, further))]
 
 
 def _add(path: Path, table: pd.DataFrame) -> None:
     """Store further judgements at `path`, in the place of any of the same rows that a killed process left there."""
     if path.exists():
-        have = pd.read_parquet(path)
+        have = read_table(path)
         table = pd.concat([have[~have["row"].isin(table["row"])], table], ignore_index=True)
     write_table(path, table)
 

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from expunge.audit.audit import Audit
 from expunge.audit.paired import Paired, compare_tables
 from expunge.concepts import Concept, Request
@@ -20,7 +18,7 @@ from expunge.evaluation import Protocol
 from expunge.hardware import Precision
 from expunge.prompts import PromptSource
 from expunge.stream import Run
-from expunge.stream.judged import Shelf
+from expunge.stream.judged import Shelf, read_table
 
 
 @dataclass(frozen=True)
@@ -166,7 +164,7 @@ def _check(a: Side, b: Side) -> None:
             f"{where} one was painted in {a.precision}, the other in {b.precision}. Make one of them anew with "
             f"--set evaluate.precision={a.precision}."
         )
-    one, other = (pd.read_parquet(side.base.judgements) for side in (a, b))
+    one, other = (read_table(side.base.judgements, ["row", "prompt", "seed"]) for side in (a, b))
     pair = one.merge(other, on="row", suffixes=("_a", "_b"))
     for column in ("prompt", "seed"):
         if (pair[f"{column}_a"] != pair[f"{column}_b"]).any():
@@ -174,5 +172,5 @@ def _check(a: Side, b: Side) -> None:
 
 
 def _point(stages: tuple[Stage, Stage], forgotten: Sequence[str], requested: Sequence[str]) -> Point:
-    first, second = (pd.read_parquet(stage.shelf.judgements) for stage in stages)
+    first, second = (read_table(stage.shelf.judgements) for stage in stages)
     return Point(stages, tuple(forgotten), compare_tables(first, second, forgotten, requested))

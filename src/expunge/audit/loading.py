@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from expunge import backbones
-from expunge.audit.sources import Kind, Source
+from expunge.audit.sources import PEFT_FILE, Kind, Source
 from expunge.backbones import Backbone
 from expunge.errors import ExpungeError
 from expunge.files import load_tensors, tensor_shapes
@@ -27,10 +27,12 @@ def load(source: Source, base: Backbone, folder: Path) -> Backbone:
     Raises:
         ExpungeError: when the model does not fit the base model, or is not whole.
     """
+    from diffusers.loaders.single_file_utils import SingleFileComponentError
+
     try:
         with backbones.without_bars():
             backbone = _LOADERS[source.kind](source.path, base, folder)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, SingleFileComponentError) as error:
         raise ExpungeError(
             f"{source.path} could not be loaded as a {source.kind} over the base model {folder.name} "
             f"({' '.join(str(error).split())[:300]}). Is it whole, and was it made from this base model?"
@@ -79,7 +81,7 @@ def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
     from peft import PeftModel, get_peft_model_state_dict  # takes seconds, and is needed nowhere else here
 
     backbone = backbones.load(folder)
-    given = tensor_shapes(path / "adapter_model.safetensors")
+    given = tensor_shapes(path / PEFT_FILE)
     adapted = PeftModel.from_pretrained(backbone.denoiser, path)
     # PEFT warns of factors that fit nowhere, and draws those that are missing.
     if strange := sorted(given.keys() ^ get_peft_model_state_dict(adapted).keys()):
@@ -89,8 +91,17 @@ def _peft(path: Path, base: Backbone, folder: Path) -> Backbone:
 
 
 def _single_file(path: Path, base: Backbone, folder: Path) -> Backbone:
+    from diffusers.loaders.single_file_utils import is_clip_model_in_single_file, is_t5_in_single_file
+
     cls, names = type(base), tensor_shapes(path)
-    brought = {c for c, prefix in cls.original_prefixes.items() if any(n.startswith(prefix) for n in names)}
+    parts = {c: {n for n in names if n.startswith(prefix)} for c, prefix in cls.original_prefixes.items()}
+    brought = {component: own for component, own in parts.items() if own}
+    for component, own in brought.items():
+        # For a text encoder that it does not know by its names, Diffusers would look in the base model's folder.
+        module = base.pipeline.components.get(component)
+        known = is_clip_model_in_single_file(type(module), own) or is_t5_in_single_file(own)
+        if component.startswith("text_encoder") and module is not None and not known:
+            raise ValueError(f"its {component} is in a layout that is not read (it holds {min(own)})")
     lent = {c: value for c, value in base.pipeline.components.items() if c not in brought}
     return cls(
         backbones.diffusers_class(cls.pipeline_name).from_single_file(

@@ -78,6 +78,11 @@ def _file(path: Path, base: Path) -> Source:
     shapes = tensor_shapes(path)
     family = backbones.backbone_class(base)
     if any(name.startswith("base_model.model.") for name in shapes):
+        if path.name != PEFT_FILE:
+            raise ExpungeError(
+                f"{path} holds an adapter of PEFT, which is read under the name {PEFT_FILE} alone. Give it that name, in a "
+                "folder of its own with its adapter_config.json."
+            )
         return _peft(path.parent, path.name)
     if strange := next((name for name in shapes if _LYCORIS.search(name)), None):
         raise ExpungeError(
@@ -107,11 +112,13 @@ def _file(path: Path, base: Path) -> Source:
     return Source("denoiser", path, path.name)
 
 
+PEFT_FILE = "adapter_model.safetensors"
+"""What the file of an adapter is called in the folder that PEFT's `save_pretrained` writes."""
 _LYCORIS = re.compile(r"\.(hada|lokr|oft)_")
 
 
 def _peft(folder: Path, name: str) -> Source:
-    for needed in ("adapter_config.json", "adapter_model.safetensors"):
+    for needed in ("adapter_config.json", PEFT_FILE):
         if not (folder / needed).is_file():
             raise ExpungeError(
                 f"{folder} holds an adapter of PEFT, but no {needed}. Save it anew with save_pretrained."

@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
+from expunge.benchmark.experiment import Served
 from expunge.benchmark.machine import cores
 from expunge.errors import ExpungeError, Interrupted
 
-Served = tuple[str, int]
-"""A variant and a seed."""
 PAUSE = 0.2
 """Seconds between two looks at what is running."""
 

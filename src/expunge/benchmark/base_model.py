@@ -8,12 +8,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pandas as pd
 from filelock import FileLock
 
 from expunge.files import canonical_json, digest_bytes, digest_file, replacing_folder
 from expunge.stream import Run
-from expunge.stream.judged import digest_images
+from expunge.stream.judged import digest_images, read_table
 
 
 def lend(run: Run, shelf: Path) -> None:
@@ -24,7 +23,7 @@ def lend(run: Run, shelf: Path) -> None:
     with replacing_folder(directory.base_judgements.parent) as folder:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
         judgements = folder / directory.base_judgements.name
-        pictures = digest_images(folder / directory.base_images.name, pd.read_parquet(judgements))
+        pictures = digest_images(folder / directory.base_images.name, read_table(judgements))
         directory.add_event("measured", judgements=digest_file(judgements), images=pictures)
 
 

@@ -12,27 +12,31 @@
     note = "what replay with distillation is worth"
     changes = { method = { lambda_preserve = 0.0 } }
 
-A seed other than 0 also shuffles the order of the requests. Each variant and seed gives one results file, the run's
-`summary.json`; what has one is not served again, so an experiment that was interrupted goes on.
+A seed other than 0 also shuffles the order of the requests. Each variant and seed gives one results file: the run's
+`summary.json`, and in it `made`, what it was made with. What has one is not served again, so an experiment that was
+interrupted goes on; one that was made with something else than the experiment now asks for is refused.
 """
 
 from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field
 
-from expunge import files, seeds
+from expunge import backbones, files, seeds
 from expunge.benchmark import base_model
+from expunge.benchmark.machine import Machine
 from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol
-from expunge.schema import Strict, read_toml
-from expunge.stream import PRESETS, Run
-from expunge.stream.named import read_protocol
+from expunge.schema import Result, Strict, read_toml, validated
+from expunge.stream import PRESETS, Run, RunConfig, preset
+from expunge.stream.directory import changed
+from expunge.stream.named import model_folder, read_protocol
 from expunge.stream.workshop import ProgressCallback
 
 OPEN_GATE = {
@@ -44,6 +48,9 @@ OPEN_GATE = {
     "max_collapsed": 1.0,
 }
 """Nothing is rejected in an experiment, not even what could not be measured: what a variant does is what is measured."""
+
+Served = tuple[str, int]
+"""A variant and a seed."""
 
 
 class Variant(Strict):
@@ -90,6 +97,21 @@ class Experiment(Strict):
         return self.variants[name]
 
 
+class Made(Result):
+    """What a results file was made with.
+
+    Attributes:
+        config: the run's `run.toml`, with the model and the precision that the machine decided.
+        together: as the variant had it.
+        machine: the one that served the last of it.
+    """
+
+    config: RunConfig
+    protocol: Protocol
+    together: int
+    machine: Machine
+
+
 def serve_variant(
     experiment: Experiment, name: str, seed: int, results: Path, work: Path, progress: ProgressCallback = lambda _: None
 ) -> Path:
@@ -100,19 +122,66 @@ def serve_variant(
             but for its pictures of the base model, which later sequences take over.
     """
     target, folder = results_file(results, name, seed), work / f"{name}-{seed}"
-    if target.exists():
+    if not unserved(experiment, [(name, seed)], results):
         return target
-    run = _run(experiment, experiment.variant(name), seed, folder)
+    variant = experiment.variant(name)
+    run = _run(experiment, variant, seed, folder)
     base_model.lend(run, work / "base")
     run.resume(progress)
     base_model.keep(run, work / "base")
-    files.write_json(target, run.summary().model_dump(mode="json", by_alias=True))
+    made = Made(config=run.config, protocol=run.protocol, together=variant.together, machine=Machine.here())
+    told = {**run.summary().model_dump(mode="json", by_alias=True), "made": made.model_dump(mode="json", by_alias=True)}
+    files.write_json(target, told)
     shutil.rmtree(folder)
     return target
 
 
 def results_file(results: Path, name: str, seed: int) -> Path:
     return results / f"{name}-{seed}.json"
+
+
+def unserved(experiment: Experiment, sequences: Iterable[Served], results: Path) -> list[Served]:
+    """Those of `sequences` that have no results yet.
+
+    Raises:
+        ExpungeError: where others have results of something else than the experiment asks for.
+    """
+    sequences = list(sequences)
+    if found := outdated(experiment, sequences, results):
+        raise ExpungeError(
+            f"The experiment now asks for something else than what it has results of: {'; '.join(found)}. Go back to what it "
+            "asked for, or move these files away to serve their sequences anew."
+        )
+    return [sequence for sequence in sequences if not results_file(results, *sequence).exists()]
+
+
+def outdated(experiment: Experiment, sequences: Iterable[Served], results: Path) -> list[str]:
+    """Results files of `sequences` that were made with something else than the experiment asks for, each with what changed.
+
+    Where "auto" is asked for, any precision will do. Of a file that does not say what it was made with, nothing is known.
+    """
+    digest = cache(lambda source: backbones.model_digest(model_folder(source)))
+    found = []
+    for name, seed in sequences:
+        path = results_file(results, name, seed)
+        if not path.exists() or "made" not in (stored := files.read_json(path)):
+            continue
+        made, variant = validated(Made, stored["made"], f"What {path} was made with"), experiment.variant(name)
+        then = _decided(made.config, made.protocol, made.together)
+        asked = preset(variant.preset, _changes(experiment, variant, seed))
+        now = _decided(asked, read_protocol(experiment.protocol), variant.together)
+        now["model"]["digest"] = digest(now["model"]["source"])
+        for section in ("train", "evaluate"):
+            if now[section]["precision"] == "auto":
+                now[section]["precision"] = then[section]["precision"]
+        if differences := changed(then, now):
+            found.append(f"{path} ({', '.join(differences)})")
+    return found
+
+
+def _decided(config: RunConfig, protocol: Protocol, together: int) -> dict[str, Any]:
+    """All that decides what comes of a sequence, as nested tables."""
+    return {**config.to_data(), "protocol": protocol.model_dump(mode="json", by_alias=True), "together": together}
 
 
 def order(protocol: Protocol, seed: int) -> list[tuple[str, ...]]:
@@ -130,16 +199,20 @@ def joined(requests: Sequence[tuple[str, ...]], together: int) -> list[tuple[str
 
 
 def _run(experiment: Experiment, variant: Variant, seed: int, folder: Path) -> Run:
-    evaluate = {**variant.changes.get("evaluate", {}), "protocol": experiment.protocol}
-    fixed: Mapping[str, Any] = {"seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
     return begun_or_made(
         folder,
         f"The sequence that was begun in {folder} cannot go on. If its settings have changed since, or the machine (auto "
         "means another precision there), go back to what they were, or delete that folder.",
         requests=joined(order(read_protocol(experiment.protocol), seed), variant.together),
         preset_name=variant.preset,
-        changes={**variant.changes, **fixed},
+        changes=_changes(experiment, variant, seed),
     )
+
+
+def _changes(experiment: Experiment, variant: Variant, seed: int) -> dict[str, Any]:
+    """What is laid over the variant's preset."""
+    evaluate = {**variant.changes.get("evaluate", {}), "protocol": experiment.protocol}
+    return {**variant.changes, "seed": seed, "evaluate": evaluate, "gate": OPEN_GATE}
 
 
 def begun_or_made(folder: Path, otherwise: str, **made: Any) -> Run:

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from expunge import files
-from expunge.benchmark.table import knob_curve, knob_points
+from expunge.benchmark.table import knob_curve, knob_points, value
 
 OUTCOMES = {
     "ua": "forgotten (UA)",
@@ -47,7 +47,7 @@ def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> 
     for variant in variants:
         runs = [files.read_json(path) for path in sorted(results.glob(f"{variant}-[0-9]*.json"))]
         for ax, (metric, label) in zip(axes, shown.items(), strict=True):
-            table = pd.DataFrame([[_value(step["metrics"][metric]) for step in run["steps"]] for run in runs])
+            table = pd.DataFrame([[value(step["metrics"][metric]) for step in run["steps"]] for run in runs])
             ax.plot(range(1, table.shape[1] + 1), table.mean(), marker="o", markersize=3, label=variant)
             ax.set(title=label, xlabel="requests served", ylim=(0, 1.02))
             ax.grid(alpha=0.3)
@@ -69,7 +69,3 @@ def retention_over_forgetting(table: pd.DataFrame, ua: float, picture: Path) -> 
         ax.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     files.write_figure(picture, figure)
-
-
-def _value(measured: dict[str, float] | None) -> float:
-    return float("nan") if measured is None else measured["value"]

@@ -12,6 +12,7 @@ import torch
 from expunge.errors import ExpungeError
 from expunge.hardware import best_device, has_bfloat16
 from expunge.schema import Result
+from expunge.stream.directory import now
 
 IDLE = 0.5
 """Load average of the last minute up to which a machine counts as idle."""
@@ -71,6 +72,20 @@ def check_idle(load: float, force: bool) -> None:
             f"The load average of the last minute is {load:.2f}: something else is running, or was until just now. "
             f"Wait until it is at most {IDLE}, or time all the same with --force, which the results file will say."
         )
+
+
+class Session(Result):
+    """A call that takes times: the load average that it began beside, and whether that was overridden."""
+
+    started_at: str
+    load_average: float
+    forced: bool
+
+    @classmethod
+    def begin(cls, load: float, force: bool) -> Self:
+        """Begin beside the load average `load`; raises as `check_idle` does."""
+        check_idle(load, force)
+        return cls(started_at=now(), load_average=load, forced=load > IDLE)
 
 
 def _processor() -> str:

@@ -20,7 +20,7 @@ from pydantic import Field, computed_field
 
 from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE, begun_or_made
-from expunge.benchmark.machine import IDLE, Machine, check_idle, load_average
+from expunge.benchmark.machine import Machine, Session, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
 from expunge.schema import Result
@@ -62,14 +62,6 @@ class Ratio(Result):
     low: float
     high: float
     n: int
-
-
-class Session(Result):
-    """A call of the command: the load average that it began beside, and whether that was overridden."""
-
-    started_at: str
-    load_average: float
-    forced: bool
 
 
 class Settings(Result):
@@ -197,10 +189,8 @@ def measure(
     todo = [k for k in range(1, requests + 1) if k not in done]
     if not todo:
         return results
-    beside = load()
-    check_idle(beside, force)
+    session = Session.begin(load(), force)
     runs = {e: _run(plan, e, work / e, protocol.requests) for e in ENGINES}
-    session = Session(started_at=now(), load_average=beside, forced=beside > IDLE)
     results = results.model_copy(update={"sessions": (*results.sessions, session)})
     for k in todo:
         pair = []

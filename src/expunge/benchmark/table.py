@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,26 +15,32 @@ from expunge import files
 MEASURED = ("ua", "context", "ira", "ira_unreplayed", "cra", "harmonic_mean", "ira_difference", "cra_difference")
 
 
+def value(measured: Mapping[str, float] | None) -> float:
+    """A value of a results file; NaN where it could not be measured."""
+    return np.nan if measured is None else measured["value"]
+
+
 def last_steps(results: Path) -> pd.DataFrame:
     """One row per results file: variant, seed, the metrics after the last step, the least UA of a concept, the strongest
-    resurgence (largest fall of a concept's UA after its own step), and seconds of serving and of evaluation."""
+    resurgence (largest fall of a concept's UA after its own step), seconds of serving and of evaluation, and how it was made.
+    What could not be measured is NaN, also where it could not be for a single concept that a least or a largest is of."""
     rows = []
     for path in sorted(results.glob("*-*.json")):
         summary = files.read_json(path)
         variant, _, seed = path.stem.rpartition("-")
         last = summary["steps"][-1]
-        values = {name: last["metrics"][name] for name in MEASURED}
         seconds = [step["seconds"] for step in summary["steps"]]
         evaluating = sum(s["evaluate"] for s in seconds)
         rows.append(
             {
                 "variant": variant,
                 "seed": int(seed),
-                **{name: np.nan if v is None else v["value"] for name, v in values.items()},
-                "ua_worst": min(row[-1]["value"] for row in summary["ua_matrix"]),
+                **{name: value(last["metrics"][name]) for name in MEASURED},
+                "ua_worst": float(np.min([value(row[-1]) for row in summary["ua_matrix"]])),
                 "resurgence": _resurgence(summary),
                 "seconds_serving": sum(s["total"] for s in seconds) - evaluating,
                 "seconds_evaluating": evaluating,
+                "made": _made(summary.get("made")),
             }
         )
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["variant", "seed"])
@@ -104,7 +111,37 @@ def markdown(table: pd.DataFrame, baseline: str, notes: Mapping[str, str]) -> st
         ]
         cells += ["" if variant == baseline else _paired(found, variant) for found in against.values()]
         lines.append(f"| {' | '.join([*cells, notes[variant]])} |")
+    if said := caveats(table[table["variant"].isin(list(notes))]):
+        lines += ["", *(f"- {caveat}" for caveat in said)]
     return "\n".join(lines) + "\n"
+
+
+def caveats(table: pd.DataFrame) -> list[str]:
+    """How the rows of `last_steps` were made, where they were not all made alike or it was not recorded."""
+    kinds = set(table["made"])
+    if len(kinds) == 1 and NOT_RECORDED not in kinds:
+        return []
+    return [f"{made!s}: {_sequences(part)}." for made, part in table.groupby("made", sort=False)]
+
+
+NOT_RECORDED = "Arithmetic and machine were not recorded"
+"""Of results files that were made before they were."""
+
+
+def _made(made: Mapping[str, Any] | None) -> str:
+    """Arithmetic and machine of a results file, in words."""
+    if made is None:
+        return NOT_RECORDED
+    train, evaluate = (made["config"][section]["precision"] for section in ("train", "evaluate"))
+    machine = made["machine"]
+    where = f"{machine['gpu'] or machine['processor']} with torch {machine['torch']}"
+    return f"Trained in {train} and painted in {evaluate}, on {where}"
+
+
+def _sequences(table: pd.DataFrame) -> str:
+    """The variants, each with its seeds."""
+    seeds = table.groupby("variant", sort=False)["seed"]
+    return ", ".join(f"{variant} ({', '.join(map(str, own))})" for variant, own in seeds)
 
 
 def _paired(found: pd.DataFrame, variant: str) -> str:
@@ -116,17 +153,16 @@ def _paired(found: pd.DataFrame, variant: str) -> str:
 
 
 def _resurgence(summary: dict[str, object]) -> float:
-    """Largest fall of a concept's UA from its own step to any later one."""
+    """Largest fall of a concept's UA from its own step to any later one; NaN where that of one concept is not known."""
     falls = [0.0]
     matrix: Sequence[Sequence[dict[str, float] | None]] = summary["ua_matrix"]  # type: ignore[assignment]
     steps: Sequence[dict[str, Sequence[str]]] = summary["steps"]  # type: ignore[assignment]
     concepts: Sequence[str] = summary["concepts"]  # type: ignore[assignment]
     for concept, row in zip(concepts, matrix, strict=True):
         own = next(i for i, step in enumerate(steps) if concept in step["concepts"])
-        before = row[own]
-        if before is not None:
-            falls += [before["value"] - later["value"] for later in row[own + 1 :] if later is not None]
-    return max(falls)
+        if later := row[own + 1 :]:
+            falls.append(value(row[own]) - min((v["value"] for v in later if v is not None), default=np.nan))
+    return float(np.max(falls))
 
 
 def _half_width(values: np.ndarray) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from expunge.benchmark import figures
-from expunge.benchmark.experiment import Experiment
+from expunge.benchmark.experiment import Experiment, unserved
 from expunge.benchmark.table import at_matched_forgetting, last_steps, markdown
 from expunge.errors import ExpungeError
 from expunge.files import write_text
@@ -25,13 +25,14 @@ def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.Da
         IRA and CRA of each family of variants over a knob at UA `MATCHED_UA`, a row for each seed; empty without a knob.
 
     Raises:
-        ExpungeError: when there are no results yet.
+        ExpungeError: when there are no results yet, or some of something else than the experiment asks for.
     """
     notes = {name: variant.note for name, variant in experiment.variants.items()}
     table = last_steps(results)
     table = table[table["variant"].isin(list(notes))]
     if table.empty:
         raise ExpungeError(f"{results} holds no results yet. Without --write, the command serves the sequences.")
+    unserved(experiment, zip(table["variant"], table["seed"].tolist(), strict=True), results)
     measured = [name for name in notes if name in set(table["variant"])]
     points = [name for name in measured if "@" in name]
     shown = [name for name in measured if name not in points] or points

@@ -42,15 +42,19 @@ def experiment_file(
         Path | None, typer.Option(help="Serve nothing: write table and figures of the results so far into this folder.")
     ] = None,
 ) -> None:
-    """Serve the sequences of an experiment that have no results yet; results lie in the folder named like FILE."""
+    """Serve the sequences of an experiment that have no results yet, and show the results of all that were asked for.
+
+    They lie in the folder named like FILE.
+    """
     with sentences("the same command goes on from the last checkpoint of every sequence."):
         from expunge.benchmark import (
             MATCHED_UA,
             Experiment,
+            caveats,
             last_steps,
-            results_file,
             serve_at_once,
             serve_variant,
+            unserved,
             write_experiment,
         )
         from expunge.cli.progress import RunProgress
@@ -69,16 +73,19 @@ def experiment_file(
         for name in only:
             experiment.variant(name)
         asked = [(name, number) for number in seed or experiment.seeds for name in only or experiment.variants]
-        todo = list(dict.fromkeys(asked))
+        todo = unserved(experiment, dict.fromkeys(asked), results)
         if jobs > 1:
-            unserved = [(name, number) for name, number in todo if not results_file(results, name, number).exists()]
-            serve_at_once(file, unserved, work, jobs, _say)
+            serve_at_once(file, todo, work, jobs, _say)
         else:
             for name, number in todo:
                 with RunProgress(console) as progress:
                     serve_variant(experiment, name, number, results, work / file.stem, progress)
                 _say((name, number), "done")
-        console.print(experiment_table(last_steps(results)))
+        table = last_steps(results)
+        table = table[[row in asked for row in zip(table["variant"], table["seed"], strict=True)]]
+        console.print(experiment_table(table))
+        for caveat in caveats(table):
+            console.print(caveat, style="yellow", highlight=False)
 
 
 def _say(sequence: tuple[str, int], what: str, log: Path | None = None) -> None:

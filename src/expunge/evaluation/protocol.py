@@ -37,7 +37,7 @@ class SamplerConfig(Strict):
 
 
 class Counts(Strict):
-    """Pictures per concept to forget, and in all for neighbours (IRA) and others (CRA)."""
+    """Pictures per concept to forget, and in all for neighbours (IRA) and others (CRA). At the end each has one at least."""
 
     forget: Pictures
     neighbours: Pictures
@@ -106,13 +106,17 @@ class Protocol(Strict):
         replayed = {n for group in self.neighbours.values() for n in group.replayed}
         if both := sorted(replayed & self.held_out):
             raise ValueError(f"{both} would be replayed and held out")
-        if both := sorted(set(self.others) & {*replayed, *self.held_out}):
+        neighbours = replayed | self.held_out
+        if both := sorted(set(self.others) & neighbours):
             raise ValueError(f"{both} would count as neighbours and as others")
         if len({self.judge, *self.also}) <= len(self.also):
             raise ValueError("a judge is named twice (judge, also)")
         for counts in ("forget", "neighbours", "others"):
             if getattr(self.between, counts) > getattr(self.final, counts):
                 raise ValueError(f"between.{counts} must not be above final.{counts}")
+        for counts, named in (("neighbours", len(neighbours)), ("others", len(self.others))):
+            if getattr(self.final, counts) < named:
+                raise ValueError(f"final.{counts} must be at least {named}: a picture of each that is named")
         return self
 
     def at_most(self, pictures: int) -> Self:

@@ -58,28 +58,32 @@ def gather(comparison: Comparison) -> SidePage:
     )
 
 
-def told_apart(paired: Paired) -> tuple[list[str], list[str], list[str]]:
-    """Metrics in which B is above A, below it, and in which the interval of the difference holds 0."""
+def told_apart(paired: Paired) -> tuple[list[str], list[str], list[str], list[str]]:
+    """Metrics in which B is above A, below it, in which the interval of the difference holds 0, and that were not measured."""
     above: list[str] = []
     below: list[str] = []
     neither: list[str] = []
+    missing: list[str] = []
     for field in MEASURED:
         difference = getattr(paired, field).difference
         name = f"{METRICS[field].name} ({wording.points(difference)})"
-        if difference is None or difference.low <= 0 <= difference.high:
+        if difference is None:
+            missing.append(METRICS[field].name)
+        elif difference.low <= 0 <= difference.high:
             neither.append(METRICS[field].name)
         else:
             (above if difference.value > 0 else below).append(name)
-    return above, below, neither
+    return above, below, neither, missing
 
 
 def _verdict(point: Point) -> str:
     n = len(point.forgotten)
     a, b = (stage.name for stage in point.stages)
-    above, below, neither = told_apart(point.paired)
+    above, below, neither, missing = told_apart(point.paired)
     parts = [f"B is above A in {wording.listed(above)}"] if above else []
     parts += [f"B is below A in {wording.listed(below)}"] if below else []
     parts += [f"in {wording.listed(neither)} the two cannot be told apart"] if neither else []
+    parts += [f"{wording.listed(missing)} {'was' if len(missing) == 1 else 'were'} not measured"] if missing else []
     text = "; ".join(parts)
     return (
         f"{wording.capital(text)}. Compared: A after {a}, B after {b}, over {wording.count(n, 'concept')} "

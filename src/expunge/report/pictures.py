@@ -13,7 +13,7 @@ import pandas as pd
 from PIL import Image
 
 from expunge.privacy import Names
-from expunge.stream.judged import Shelf, image_path, read_image
+from expunge.stream.judged import Shelf, image_path, read_image, read_table
 
 _LARGEST = 256
 """Longest side of a picture on the page, in pixels; larger ones are scaled down."""
@@ -64,7 +64,7 @@ class Album:
     def table(self) -> pd.DataFrame | None:
         """The judgement table, None where it was not kept."""
         path = self._shelf.judgements
-        return pd.read_parquet(path) if path.exists() else None
+        return read_table(path) if path.exists() else None
 
     @cached_property
     def rows(self) -> dict[str, dict[str, Any]]:

@@ -230,11 +230,9 @@ class RunDirectory:
 
     def _edited(self, created: chain.Event) -> str:
         """How `run.toml` differs from the settings that the event `created` holds."""
-        now = _flat(parse_toml(read_text(self.config, str(self.config)), str(self.config)))
-        then = _flat(created["settings"])
-        names = [name for name in {**then, **now} if _said(now, name) != _said(then, name)]
-        changed = [f"{name} is {_said(now, name)} and was {_said(then, name)}" for name in names]
-        return ", ".join(changed) or "every setting is the same, but it is written in another way"
+        now = parse_toml(read_text(self.config, str(self.config)), str(self.config))
+        found = changed(created["settings"], now)
+        return ", ".join(found) or "every setting is the same, but it is written in another way"
 
     @property
     def head(self) -> str:
@@ -281,6 +279,13 @@ def _parsed(path: Path, parse: Callable[[str], _T]) -> list[_T]:
             f"{where} of {path} was damaged or edited, and cannot be read. Restore the file from a copy of the run."
         ) from error
     return found
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Every value of nested tables that is not what it was, in words."""
+    before, after = _flat(then), _flat(now)
+    names = [name for name in {**before, **after} if _said(after, name) != _said(before, name)]
+    return [f"{name} is {_said(after, name)} and was {_said(before, name)}" for name in names]
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

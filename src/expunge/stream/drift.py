@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from expunge.evaluation import Images, Judge, Value, kernel_distances, metrics, pictures
-from expunge.stream.judged import Shelf, read_image
+from expunge.stream.judged import Shelf, read_image, read_table
 
 PICTURES_PER_CONCEPT = 3
 """Pictures of each concept and role that are kept for the report."""
@@ -38,7 +38,7 @@ def compare_with_base(table: pd.DataFrame, images: Images, base: Shelf, judge: J
     Args:
         requested: names that were ever asked to go; no picture that was to show one is among what stays.
     """
-    judged = pd.read_parquet(base.judgements)
+    judged = read_table(base.judgements, ["row", "image"])
     digests = dict(zip(judged["row"], judged["image"], strict=True))
     parts = metrics.of_roles(table, [], requested)
     stays = {*parts["neighbour"]["row"], *parts["other"]["row"]}

@@ -14,7 +14,7 @@ from expunge.evaluation import Row
 from expunge.files import digest_bytes, digest_file, read_lines
 from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
-from expunge.stream.judged import digest_images
+from expunge.stream.judged import digest_images, read_table
 from expunge.stream.summary import read_record
 
 COPY = "Restore it from a copy of the run."
@@ -57,7 +57,7 @@ def check_rows(directory: RunDirectory, rows: Sequence[Row]) -> None:
     """
     if not directory.base_judgements.exists():
         return
-    table = pd.read_parquet(directory.base_judgements, columns=["row", "prompt", "seed"])
+    table = read_table(directory.base_judgements, columns=["row", "prompt", "seed"])
     judged = {row: (prompt, seed) for row, prompt, seed in table.itertuples(index=False)}
     for row in rows:
         prompt, seed = judged.get(row.id, (row.prompt, row.seed))
@@ -129,7 +129,7 @@ def _check_base(directory: RunDirectory, events: list[dict[str, object]], *, nee
     found = digest_file(path) if path.exists() else None
     if found not in measured:
         _check(path, str(list(measured)[-1]), COPY)
-    elif digest_images(directory.base_images, pd.read_parquet(path)) != measured[found]:
+    elif digest_images(directory.base_images, read_table(path)) != measured[found]:
         raise ExpungeError(
             f"{directory.base_images}: a picture of the base model was damaged, edited or deleted. {COPY}"
         )

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from expunge.errors import ExpungeError
 from expunge.evaluation import Images, Row
 from expunge.files import canonical_json, digest_bytes, digest_file, replacing
 
@@ -33,6 +34,18 @@ def write_table(path: Path, table: pd.DataFrame, announce: Callable[[str], None]
         announce(digest_file(temporary))
 
 
+def read_table(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
+    """A table that `write_table` wrote: all of its columns, or `columns`.
+
+    Raises:
+        ExpungeError: when it is missing or damaged.
+    """
+    try:
+        return pd.read_parquet(path, columns=columns)
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:  # by which part is damaged
+        raise ExpungeError(f"{path} cannot be read as a table ({error}). Restore it from a copy.") from error
+
+
 def completed(
     path: Path,
     rows: Sequence[Row],
@@ -44,7 +57,7 @@ def completed(
     Args:
         announce: told the digest of the new file and what is in it, before the file is in its place.
     """
-    have = pd.read_parquet(path) if path.exists() else None
+    have = read_table(path) if path.exists() else None
     done = set(have["row"]) if have is not None else set()
     if missing := [row for row in rows if row.id not in done]:
         table = judge(missing)

@@ -31,6 +31,7 @@ from expunge.stream.directory import RunDirectory, now
 from expunge.stream.export import check_replaceable, mark
 from expunge.stream.history import History
 from expunge.stream.intact import check_events, check_measured, check_model, check_rows, check_weights
+from expunge.stream.judged import read_table
 from expunge.stream.named import (
     JUDGES,
     check_config,
@@ -395,7 +396,7 @@ class Run:
         if not accepted:
             raise ExpungeError("No step was accepted yet, so there is nothing to export.")
         current = self.directory.step(accepted[-1].index)
-        weights, judged = load_tensors(current.weights), pd.read_parquet(current.judgements)
+        weights, judged = load_tensors(current.weights), read_table(current.judgements)
         self._check_model()
         target = Path(folder).resolve()  # where it is a link, what it leads to is replaced
         if target == self._folder.resolve():
@@ -453,8 +454,8 @@ class Run:
         summary = summarise(
             ModelSummary(source=source, name=model_name(source, self._folder), digest=self.config.model.digest),
             self.requests,
-            [(r, pd.read_parquet(self.directory.step(r.index).judgements)) for r in records],
-            pd.read_parquet(self.directory.base_judgements),
+            [(r, read_table(self.directory.step(r.index).judgements)) for r in records],
+            read_table(self.directory.base_judgements),
         )
         write_json(self.directory.summary, summary.model_dump(mode="json", by_alias=True))
 

@@ -20,7 +20,7 @@ from expunge.stream import gate
 from expunge.stream.clock import Clock
 from expunge.stream.directory import StepDirectory, now
 from expunge.stream.drift import compare_with_base, pictured, weight_drift
-from expunge.stream.judged import completed, digest_images, write_images, write_table
+from expunge.stream.judged import completed, digest_images, read_table, write_images, write_table
 from expunge.stream.summary import Attempt, Check, Metrics, StepRecord, measure, read_record
 from expunge.stream.training import how_it_ended, train_step
 from expunge.stream.workshop import Forgotten, Progress, Workshop
@@ -55,7 +55,7 @@ def serve(
     if judged is None or (judged, level) == ("between", "final"):
         with clock.measured("evaluate"):
             _evaluate(shop, step, known, level)
-    after = pd.read_parquet(step.judgements)
+    after = read_table(step.judgements)
     result, checks = _measured(shop, request, step, base, after, forgotten, known)
     pictures = digest_images(step.images, after)
     record, stronger = _decided(shop, request, step, clock, previous, pictures, result, checks)

@@ -16,7 +16,7 @@ from expunge.stream.config import RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
 from expunge.stream.intact import COPY, cut_off
-from expunge.stream.judged import digest_images
+from expunge.stream.judged import digest_images, read_table
 from expunge.stream.summary import ModelSummary, StepRecord, read_record, summarise
 
 
@@ -149,7 +149,7 @@ class _Verification:
         if event is None:
             was = allowed[-1]["judgements"]
             yield f"base/judgements.parquet is not what was measured of the base model: {_changed(was, digest)}"
-        elif digest_images(self.directory.base_images, pd.read_parquet(path)) != event["images"]:
+        elif digest_images(self.directory.base_images, read_table(path)) != event["images"]:
             yield f"base/images: a picture of the base model was edited or deleted. {COPY}"
 
     def _steps(self) -> Iterator[str]:
@@ -200,7 +200,7 @@ class _Verification:
             elif (found := digest_file(step.path / name)) != digest:
                 yield f"{where}/{name} is not what the step left: {_changed(digest, found)}"
         judged = step.judgements.exists() and digest_file(step.judgements) == record.files[step.judgements.name]
-        if judged and digest_images(step.images, pd.read_parquet(step.judgements)) != record.pictures:
+        if judged and digest_images(step.images, read_table(step.judgements)) != record.pictures:
             yield f"{where}/images: a picture was edited or deleted. {COPY}"
 
     def _places(self, found: Mapping[int, Sequence[StepDirectory]]) -> Iterator[str]:
@@ -265,8 +265,8 @@ class _Verification:
         expected = summarise(
             ModelSummary(source=config.model.source, name=made["name"], digest=made["model"]),
             requests[:known],  # those that came in later are not in it yet
-            [(record, pd.read_parquet(step.judgements)) for record, step in shown],
-            pd.read_parquet(self.directory.base_judgements),
+            [(record, read_table(step.judgements)) for record, step in shown],
+            read_table(self.directory.base_judgements),
         )
         text = json_text(expected.model_dump(mode="json", by_alias=True))
         return self.directory.summary.read_bytes() == text.encode()

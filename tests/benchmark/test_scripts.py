@@ -1,0 +1,146 @@
+"""The scripts of benchmarks/speed: what was timed by several calls is not mixed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from expunge import backbones, files
+from expunge.benchmark.experiment import OPEN_GATE, Experiment, Made
+from expunge.benchmark.machine import Machine
+from expunge.benchmark.speed import Settings, SpeedResults, settings_of
+from expunge.reference import EngineName
+from expunge.stream import preset
+from expunge.stream.named import model_folder, read_protocol
+
+Call = Callable[..., None]
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
+    """`script(name)`: one of them as a module."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks" / "speed")
+    return importlib.import_module
+
+
+def caller(module: Any, out: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """`call(*arguments, load=...)`: the script's command line beside a load average."""
+
+    def call(*arguments: str, load: float) -> None:
+        monkeypatch.setattr(module, "load_average", lambda: load)
+        monkeypatch.setattr(sys, "argv", ["script", "--out", str(out), *arguments])
+        module.main()
+
+    return call
+
+
+def test_a_lever_is_timed_beside_the_unchanged_request_of_its_own_session(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levers, out, served = script("levers"), tmp_path / "levers.json", list[Any]()
+    call = caller(levers, out, monkeypatch)
+
+    def timed(lever: Any) -> dict[str, Any]:
+        if len(served) == 4:
+            raise KeyboardInterrupt
+        served.append(lever)
+        return {"seconds": {"total": 1.0}}
+
+    monkeypatch.setattr(levers, "timed", timed)
+    with pytest.raises(KeyboardInterrupt):  # in the second round, before its unchanged request
+        call("--rounds", "2", "--only", "fp32", load=0.1)
+    monkeypatch.setattr(levers, "timed", lambda _: {"seconds": {"total": 1.0}})
+    call("--rounds", "2", "--only", "fp32", load=0.2)
+    call("--rounds", "2", "--only", "fp32", load=0.3)  # there is nothing left
+    call("--rounds", "2", "--only", "fp32", "--only", "10 solver steps", "--force", load=0.9)
+    stored = files.read_json(out)
+    found = [(row["round"], row["session"]["load_average"], row["lever"]) for row in stored["rows"]]
+    assert found == [
+        (0, 0.1, levers.UNCHANGED), (0, 0.1, "fp32"),
+        (1, 0.1, "fp32"),
+        (1, 0.2, "fp32"), (1, 0.2, levers.UNCHANGED),
+        (0, 0.9, levers.UNCHANGED), (0, 0.9, "10 solver steps"),
+        (1, 0.9, "10 solver steps"), (1, 0.9, levers.UNCHANGED),
+    ]  # fmt: skip
+    assert [row["session"]["forced"] for row in stored["rows"]] == [False] * 5 + [True] * 4
+    assert stored["settings"]["train"]["steps"] == 20
+
+
+@pytest.mark.parametrize("damage", ["settings", "nothing recorded"])
+def test_levers_of_other_settings_are_not_mixed(
+    damage: str, script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levers, out = script("levers"), tmp_path / "levers.json"
+    call = caller(levers, out, monkeypatch)
+    monkeypatch.setattr(levers, "timed", lambda _: {"seconds": {"total": 1.0}})
+    call("--rounds", "1", "--only", "fp32", load=0.1)
+    stored = files.read_json(out)
+    if damage == "settings":
+        stored["settings"]["train"]["steps"] += 1
+    else:
+        del stored["settings"]
+    files.write_json(out, stored)
+    before = out.read_bytes()
+    with pytest.raises(SystemExit):
+        call("--rounds", "1", "--only", "10 solver steps", load=0.1)
+    assert out.read_bytes() == before
+
+
+def test_each_case_at_full_size_says_its_session(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full_size, out = script("full_size"), tmp_path / "full-size.json"
+    call = caller(full_size, out, monkeypatch)
+    for name in ("build", "judge", "protocol"):
+        monkeypatch.setattr(full_size, name, lambda *_: Path())
+    done: list[Any] = []
+
+    def measured(case: Any, *_: Any) -> dict[str, Any]:
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(case)
+        return {"settings": case}
+
+    monkeypatch.setattr(full_size, "measured", measured)
+    with pytest.raises(KeyboardInterrupt):
+        call(load=0.1)
+    monkeypatch.setattr(full_size, "measured", lambda case, *_: {"settings": case})
+    call("--force", load=0.9)
+    sessions = [case["session"] for case in files.read_json(out)["cases"].values()]
+    assert [(s["load_average"], s["forced"]) for s in sessions] == [(0.1, False)] + [(0.9, True)] * 4
+
+
+def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_with(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
+    sequence = script("sequence")
+    quality = Experiment.read(sequence.HERE / "quality.toml")
+    configs = {name: preset(variant.preset, variant.changes) for name, variant in quality.variants.items()}
+
+    def timings(reference: str) -> SpeedResults:
+        engines: dict[EngineName, dict[str, Any]] = {
+            "reference": settings_of(configs[reference]),
+            "fast": settings_of(configs["fast"]),
+        }
+        settings = Settings(preset="anchored-iconworld", protocol=quality.protocol, model="", seed=0, engines=engines)
+        return SpeedResults(machine=Machine.here(), settings=settings)
+
+    def refused(changes: Mapping[str, Any]) -> list[str]:
+        variant, fixed = quality.variants["fast"], {"evaluate": {"protocol": quality.protocol}, "gate": OPEN_GATE}
+        config = preset(variant.preset, {**variant.changes, **fixed, **changes}).frozen(
+            backbones.model_digest(model_folder("iconworld"))
+        )
+        protocol = read_protocol(quality.protocol)
+        made = Made(config=config, protocol=protocol, together=1, machine=Machine.here())
+        files.write_json(tmp_path / "fast-0.json", {"made": made.model_dump(mode="json", by_alias=True)})
+        found: list[str] = sequence.refusals(timings("reference-equal"), timings("reference"), quality, tmp_path)
+        return found
+
+    assert refused({}) == []
+    (said,) = refused({"replay": {"steps": 4}})
+    assert "fast-0.json (replay.steps is 5 and was 4) is of something else" in said
