@@ -165,8 +165,8 @@ def test_two_processes_do_not_serve_one_run_but_requests_can_still_be_added(fini
 
 def test_every_process_of_a_launch_is_told_the_batch(finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, object]] = []
-    monkeypatch.setattr(Run, "decides", False)
-    monkeypatch.setattr(Run, "resume", lambda run, **how: told.append(how))
+    monkeypatch.setattr(package.Run, "decides", False)
+    monkeypatch.setattr(package.Run, "resume", lambda run, **how: told.append(how))
     expunge("resume", finished_run, "--batch", 3)
     assert told == [{"batch": 3}]
 

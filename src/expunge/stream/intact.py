@@ -7,8 +7,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from expunge.errors import ExpungeError
 from expunge.evaluation import Row
 from expunge.files import digest_bytes, digest_file, read_lines

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from expunge.errors import ExpungeError
 from expunge.files import digest_bytes, digest_file, json_text, read_lines
 from expunge.stream import chain
