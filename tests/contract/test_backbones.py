@@ -325,6 +325,20 @@ def test_default_solver_follows_the_pipeline_that_was_saved(sd_folder: Path, tmp
     assert far(run_ours(backbone, 4.0, "ddim"), run_stock(stock, 4.0))
 
 
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+def test_a_solver_has_what_the_pipeline_corrected_in_an_old_configuration(sd_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(sd_folder, tmp_path)
+    file = folder / "scheduler" / "scheduler_config.json"
+    stored = json.loads(file.read_text())
+    del stored["clip_sample"], stored["steps_offset"]
+    file.write_text(json.dumps(stored))
+    backbone, stock = backbones.load(folder), load_stock(folder)
+    assert not stock.scheduler.config.clip_sample
+    assert close(run_ours(backbone, 4.0), run_stock(stock, 4.0))
+    assert torch.equal(run_ours(backbone, 4.0, "ddim"), run_ours(backbone, 4.0))
+    assert close(run_ours(backbone, 4.0), run_ours(backbones.load(sd_folder), 4.0))
+
+
 def test_sampled_rows_do_not_depend_on_each_other(backbone: Backbone) -> None:
     noise, _, conditioning = example(backbone)
     arguments = {"steps": STEPS, "guidance": 4.0, "unconditional": backbone.encode([""])}

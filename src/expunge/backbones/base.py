@@ -185,15 +185,17 @@ class Backbone(ABC):
     def scheduler(self, solver: str = "default") -> Any:
         """A fresh scheduler: the pipeline's own configuration under the named solver."""
         own = self.pipeline.scheduler
+        # Diffusers leaves out what the stored file did not give, and with it what the pipeline has corrected since.
+        config = {name: value for name, value in own.config.items() if name != "_use_default_values"}
         if solver == "published":
             solver = self.replay_solver
         if solver == "default":
-            return type(own).from_config(own.config)
+            return type(own).from_config(config)
         if solver not in self.solvers:
             known = ["default", *self.solvers]
             raise ExpungeError(f"{type(self).__name__} has no solver {solver!r}. {nearest(solver, known)}")
         # Clipping is for pixels; a solver must not bring it to latents by its own default.
-        return diffusers_class(self.solvers[solver]).from_config({**own.config, "clip_sample": False})
+        return diffusers_class(self.solvers[solver]).from_config({**config, "clip_sample": False})
 
     @torch.no_grad()
     def sample(
