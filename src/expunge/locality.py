@@ -52,7 +52,8 @@ class Choice:
 
 
 def scoring_draws(backbone: Backbone, count: int, generator: torch.Generator) -> Draws:
-    """`count` draws as published: pure noise z carried to a uniform time, hence x ~ N(0, I) at every time."""
+    """`count` draws as published: pure noise z carried to a uniform time. Hence x ~ N(0, I) at every time where the noising
+    preserves variance; on the straight way of a flow model its variance is (1 - sigma)^2 + sigma^2, least in the middle."""
     shape = (count, *backbone.latent_shape)
     clean, noise = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
     t = backbone.network_time(torch.randint(1000, (count,), generator=generator)).to(backbone.device)

@@ -63,8 +63,7 @@ class Sampler:
     solver: str
 
     def __call__(self, rows: Tensor, generators: list[torch.Generator]) -> Tensor:
-        noise = self.teacher.backbone.noise(generators)
-        return self.teacher.sample(self.prompts[rows], noise, steps=self.steps, solver=self.solver)
+        return self.teacher.sample(self.prompts[rows], generators, steps=self.steps, solver=self.solver)
 
 
 @dataclass(frozen=True)
@@ -171,12 +170,12 @@ def trace(
         for rows in prompts[grid::GRIDS].split(batch_size):
             if not len(rows):
                 continue
-            noise = sampler.teacher.backbone.noise([seeds.generator(seed, "bank", done + i) for i in range(len(rows))])
+            generators = [seeds.generator(seed, "bank", done + i) for i in range(len(rows))]
             steps = max(1, sampler.steps + grid - GRIDS // 2)
             latents, t, predictions = sampler.teacher.trajectory(
-                sampler.prompts[rows], noise, steps=steps, solver=sampler.solver
+                sampler.prompts[rows], generators, steps=steps, solver=sampler.solver
             )
-            parts.append((latents, t, rows.expand(steps, -1), predictions))
+            parts.append((latents, t, rows.expand(len(t), -1), predictions))
             done += len(rows)
             progress(done, len(prompts))
     latents, t, rows, predictions = (

@@ -17,7 +17,15 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, PNDMScheduler
+from diffusers import (
+    DDPMScheduler,
+    DiffusionPipeline,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    TCDScheduler,
+)
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +33,7 @@ import tiny
 from expunge import backbones
 from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
 from expunge.errors import ExpungeError
+from expunge.replay import Sampler, trace
 from expunge.seeds import generator
 
 PROMPTS = ["a photo of a red apple on a wooden table", "a small dog"]
@@ -89,7 +98,7 @@ def run_ours(backbone: Backbone, guidance: float, solver: str = "default", promp
     return backbone.sample(
         backbone.denoiser,
         backbone.encode(prompts),
-        backbone.noise(generators(len(prompts))),
+        generators(len(prompts)),
         steps=STEPS,
         guidance=guidance,
         unconditional=backbone.encode([""]),
@@ -314,22 +323,66 @@ def test_solvers_differ(sd_folder: Path) -> None:
     assert far(run_ours(backbone, 4.0, "dpm++"), run_ours(backbone, 4.0, "ddim"))
 
 
+def with_scheduler(folder: Path, kind: type[Any], target: Path) -> tuple[Backbone, Any]:
+    """The pipeline in `folder`, saved with a scheduler of that kind: ours, and the stock one."""
+    stock = load_stock(folder)
+    told = {"skip_prk_steps": True} if kind is PNDMScheduler else {}
+    stock.scheduler = kind.from_config(stock.scheduler.config, **told)
+    stock.save_pretrained(target)
+    return backbones.load(target), stock
+
+
 def test_default_solver_follows_the_pipeline_that_was_saved(sd_folder: Path, tmp_path: Path) -> None:
     """Stable Diffusion 1.5 is stored with PNDM, which takes one denoiser call more than it is asked steps for."""
-    stock = load_stock(sd_folder)
-    stock.scheduler = PNDMScheduler.from_config(stock.scheduler.config, skip_prk_steps=True)
-    stock.save_pretrained(tmp_path)
-    backbone = backbones.load(tmp_path)
+    backbone, stock = with_scheduler(sd_folder, PNDMScheduler, tmp_path)
     assert isinstance(backbone.scheduler(), PNDMScheduler)
     assert close(run_ours(backbone, 4.0), run_stock(stock, 4.0))
     assert far(run_ours(backbone, 4.0, "ddim"), run_stock(stock, 4.0))
 
 
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+def test_a_solver_has_what_the_pipeline_corrected_in_an_old_configuration(sd_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(sd_folder, tmp_path)
+    file = folder / "scheduler" / "scheduler_config.json"
+    stored = json.loads(file.read_text())
+    del stored["clip_sample"], stored["steps_offset"]
+    file.write_text(json.dumps(stored))
+    backbone, stock = backbones.load(folder), load_stock(folder)
+    assert not stock.scheduler.config.clip_sample
+    assert close(run_ours(backbone, 4.0), run_stock(stock, 4.0))
+    assert torch.equal(run_ours(backbone, 4.0, "ddim"), run_ours(backbone, 4.0))
+    assert close(run_ours(backbone, 4.0), run_ours(backbones.load(sd_folder), 4.0))
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, EulerAncestralDiscreteScheduler, LCMScheduler, TCDScheduler])
+def test_what_a_solver_adds_on_the_way_comes_from_each_rows_own_generator(
+    sd_folder: Path, tmp_path: Path, kind: type[Any]
+) -> None:
+    backbone, stock = with_scheduler(sd_folder, kind, tmp_path)
+    ours = run_ours(backbone, 4.0)
+    assert close(ours, run_stock(stock, 4.0))
+    torch.manual_seed(1)
+    assert torch.equal(run_ours(backbone, 4.0), ours)
+    assert close(run_ours(backbone, 4.0, prompts=PROMPTS[:1]), ours[:1])
+
+
+@pytest.mark.parametrize("kind", [EulerDiscreteScheduler, EulerAncestralDiscreteScheduler, PNDMScheduler])
+def test_points_of_the_pipelines_own_solver_are_what_the_denoiser_was_asked(
+    sd_folder: Path, tmp_path: Path, kind: type[Any]
+) -> None:
+    backbone, _ = with_scheduler(sd_folder, kind, tmp_path)
+    teacher = Predictor(backbone, backbone.denoiser, Evaluations())
+    points = trace(Sampler(teacher, backbone.encode(PROMPTS), STEPS, "default"), 2, (0, 1000), 3, seed=1)
+    assert len(points.t) >= 4 * STEPS - 1
+    asked = teacher(points.latents, points.t, backbone.encode(PROMPTS)[points.prompts])
+    assert close(points.predictions, asked)
+
+
 def test_sampled_rows_do_not_depend_on_each_other(backbone: Backbone) -> None:
-    noise, _, conditioning = example(backbone)
+    conditioning = backbone.encode(PROMPTS)
     arguments = {"steps": STEPS, "guidance": 4.0, "unconditional": backbone.encode([""])}
-    together = backbone.sample(backbone.denoiser, conditioning, noise, **arguments)
-    alone = backbone.sample(backbone.denoiser, conditioning[1:], noise[1:], **arguments)
+    together = backbone.sample(backbone.denoiser, conditioning, generators(2), **arguments)
+    alone = backbone.sample(backbone.denoiser, conditioning[1:], generators(2)[1:], **arguments)
     assert close(alone, together[1:])
 
 
@@ -338,9 +391,8 @@ def test_sampling_twice_gives_the_same_bits(backbone: Backbone) -> None:
 
 
 def test_guidance_without_an_empty_prompt_is_refused(backbone: Backbone) -> None:
-    noise, _, conditioning = example(backbone)
     with pytest.raises(ValueError, match="empty prompt"):
-        backbone.sample(backbone.denoiser, conditioning, noise, steps=1, guidance=2.0)
+        backbone.sample(backbone.denoiser, backbone.encode(PROMPTS), generators(2), steps=1, guidance=2.0)
 
 
 # -- prompts ----------------------------------------------------------------------------------------------------------
@@ -427,7 +479,7 @@ def test_predictor_counts_evaluations_in_latents_with_and_without_gradients(back
     predictor(latents, t, conditioning)
     with torch.no_grad():
         predictor(latents, t, conditioning)
-    predictor.sample(conditioning, latents, steps=3, solver="default")
+    predictor.sample(conditioning, generators(2), steps=3, solver="default")
     assert predictor.evaluations == Evaluations(forward=2 + 2 + 2 * 3, backward=2)
 
 

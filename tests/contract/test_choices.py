@@ -170,6 +170,25 @@ def test_retain_prompts_are_local_global_or_a_share_of_both(
     assert [any(mentions(p, n) for n in near) for p in prompts] == [True] * local + [False] * (12 - local)
 
 
+def test_where_nothing_is_far_all_that_is_mixed_is_local(backbone: Backbone) -> None:
+    near = {"name": "toys", "slot": "thing", "concepts": ["ball", "kite", "top"]}
+    source = Vocabulary.model_validate(
+        {
+            "schema": 1,
+            "templates": ["{thing}", "a photo of {thing}"],
+            "evaluation_templates": ["an image of {thing}"],
+            "slots": {"thing": {"phrase": "{a} {}", "kind": "object"}},
+            "groups": [near],
+        }
+    )
+    step = context(backbone, source=source, concepts=(source.concept("ball"),), earlier=(), held_out=frozenset())
+    for share in (0.0, 0.5):
+        retained = _record(backbone, step, retain="mixed", local_share=share, retain_prompts=6).prompts["retain"]
+        assert [sum(name in p for p in retained) for name in ("kite", "top")] == [3, 3]
+    with pytest.raises(ExpungeError, match=r"Nothing is far from 'ball': .* \(retain_concepts = 3\)"):
+        _record(backbone, step, retain="global")
+
+
 def test_earlier_concepts_are_steered_again_to_what_is_still_there(backbone: Backbone) -> None:
     before = earlier("neon"), earlier("santa", "pear")
     step = context(backbone, earlier=before)

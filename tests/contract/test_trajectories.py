@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from expunge import iconworld
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.engine import StepLog
 from expunge.errors import ExpungeError
 from expunge.methods import Position
 from expunge.methods.resteering import Resteering, State
+from expunge.prompts import Vocabulary
 from expunge.replay import ReplayConfig, Trajectories
 from expunge.stream import preset
 from steps import built, context, run_step
@@ -84,19 +87,43 @@ def test_resteering_along_both_also_follows_the_mapping_prompts_own_way(backbone
 
 
 def test_an_interrupted_step_ends_with_the_same_bits_and_samples_nothing_twice(
-    fresh_backbone: Callable[[], Backbone], tmp_path: Path
+    fresh_backbone: Callable[[], Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"served": {"replay": REPLAY}, "steps": 6, "checkpoint_steps": 2}
-    whole = run_step(fresh_backbone(), tmp_path / "whole", **settings)
+    def step(folder: str, **changes: Any) -> dict[str, Tensor]:
+        served = {"replay": REPLAY, "folder": tmp_path / folder}
+        return run_step(
+            fresh_backbone(), tmp_path / folder, served=served, steps=6, checkpoint_steps=2, method="dfr", **changes
+        )
 
     def interrupt(entry: StepLog) -> None:
         if entry.step == 3:
             raise KeyboardInterrupt
 
+    whole = step("whole")
     with pytest.raises(KeyboardInterrupt):
-        run_step(fresh_backbone(), tmp_path / "broken", on_step=interrupt, **settings)
-    resumed = run_step(fresh_backbone(), tmp_path / "broken", **settings)
+        step("broken", on_step=interrupt)
+    monkeypatch.setattr(Backbone, "sample", None)  # nobody asks for it
+    resumed = step("broken")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.parametrize("source", ["bank", "trajectory"])
+def test_what_was_painted_for_other_prompts_is_not_taken_up_again(
+    backbone: Backbone, tmp_path: Path, source: str
+) -> None:
+    """A step was killed, and the file that its prompts come from edited: its templates stand in another order."""
+
+    def replayed(folder: str, vocabulary: Vocabulary) -> tuple[Tensor, ...]:
+        replay = REPLAY.model_copy(update={"source": source})
+        state, _ = built("dfr").prepare(context(backbone, source=vocabulary, folder=tmp_path / folder, replay=replay))
+        return *(state.replays[role].latents for role in ("forget", "retain")), *state.targets.values()
+
+    vocabulary = iconworld.vocabulary()
+    edited = vocabulary.model_copy(update={"templates": vocabulary.templates[::-1]})
+    before, alone = replayed("step", vocabulary), replayed("alone", edited)
+    after = replayed("step", edited)
+    assert not any(torch.equal(x, y) for x, y in zip(before, alone, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(after, alone, strict=True))
 
 
 def test_a_rule_to_stop_needs_rows_that_training_does_not_see() -> None:

@@ -94,6 +94,8 @@ def test_everything_is_written_out_so_that_a_run_does_not_depend_on_defaults() -
         ({"prompts": {"source": "folder", "folder": "x", "model": "y"}}, "no field 'prompts.folder.model'"),
         ({"prompts": {"source": "llm", "model": "y", "vocabulary": "z"}}, "no field 'prompts.llm.vocabulary'"),
         ({"prompts": {"source": "llm", "model": "y", "base_url": "localhost"}}, "prompts.llm.base_url"),
+        ({"prompts": {"source": "llm", "model": "y", "base_url": "http://localhost:port/v1"}}, "is no address (Port"),
+        ({"prompts": {"source": "llm", "model": "y", "base_url": "http://[::1/v1"}}, "is no address (Invalid IPv6"),
         ({"prompts": {"folder": "x"}}, "no field 'prompts.vocabulary.folder'"),
     ],
 )

@@ -225,6 +225,17 @@ def test_kinds_and_aliases_come_from_the_concepts_file() -> None:
     assert told.digest != FOLDER.digest == read().digest
 
 
+def test_eval_csv_and_the_concepts_file_may_spell_a_name_differently(copy: Path) -> None:
+    with (copy / "eval.csv").open("a") as file:
+        file.write("plums, A plum on moss\nLight  house, A light house at dusk\n")
+    known = {"schema": 1, "concepts": [{"name": "plum", "aliases": ["plums"]}]}
+    folder = read(copy, KnownConcepts.model_validate(known))
+    plum, house = folder.concept("Plum"), folder.concept("light house")
+    shown = folder.evaluation_prompts(plum, 3, 1, frozenset({"golf ball"}), {})
+    assert {p.prompt for p in shown} == {"A plum on a saddle", "Plum still life", "A plum on moss"}
+    assert [p.prompt for p in folder.evaluation_prompts(house, 1, 1, NOTHING, {})] == ["A light house at dusk"]
+
+
 def test_draws_depend_on_the_seed_alone() -> None:
     first, again, other = (FOLDER.retain_prompts(["plum", "marble"], 12, seed, NOTHING) for seed in (1, 1, 2))
     assert first == again != other

@@ -155,6 +155,28 @@ def test_what_speaks_of_the_concept_cannot_stand_in_its_place(tmp_path: Path) ->
     assert alone.alternatives(alone.concept("car")) == alone.unrelated(alone.concept("car")) == []
 
 
+def test_what_speaks_of_the_concept_stands_in_no_other_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "words.toml"
+    ball = WORDS.replace('"car", "race car"', '"ball", "kite"').replace('["{thing}"]', '["{thing}{style}"]')
+    styled = ball.replace('"an image of {thing}"', '"an image of {thing}{style}"') + (
+        '[slots.style]\nphrase = " in {} style"\nkind = "style"\n'
+        '[[groups]]\nname = "styles"\nslot = "style"\nconcepts = ["neon"]\n'
+    )
+
+    def shown(told: str) -> set[str]:
+        path.write_text(styled.replace("[confusables]\n", f"[confusables]\n{told}\n"))
+        source, avoid = Vocabulary.read(path), frozenset({"ball"})
+        style = source.concept("neon")
+        return {
+            *source.retain_prompts(["neon"], 8, 1, avoid),
+            *(p.prompt for p in source.forget_prompts(style, [], 8, 1, avoid)),
+            *(p.prompt.replace("an image of ", "") for p in source.evaluation_prompts(style, 8, 1, avoid, {})),
+        }
+
+    assert shown("") == {"a kite in neon style"}
+    assert shown('ball = ["golf ball"]') == {"a kite in neon style", "a golf ball in neon style"}
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [

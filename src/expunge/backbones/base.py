@@ -14,6 +14,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any, ClassVar, Protocol, Self, cast
 
 import torch
@@ -187,20 +188,24 @@ class Backbone(ABC):
         own = self.pipeline.scheduler
         if solver == "published":
             solver = self.replay_solver
+        # Diffusers takes its defaults for what the stored file left out, also where the pipeline has corrected them since.
+        defaults = signature(type(own).__init__).parameters
+        left_out = own.config.get("_use_default_values", ())
+        corrected = {name: own.config[name] for name in left_out if own.config[name] != defaults[name].default}
         if solver == "default":
-            return type(own).from_config(own.config)
+            return type(own).from_config(own.config, **corrected)
         if solver not in self.solvers:
             known = ["default", *self.solvers]
             raise ExpungeError(f"{type(self).__name__} has no solver {solver!r}. {nearest(solver, known)}")
         # Clipping is for pixels; a solver must not bring it to latents by its own default.
-        return diffusers_class(self.solvers[solver]).from_config({**own.config, "clip_sample": False})
+        return diffusers_class(self.solvers[solver]).from_config(own.config, **{**corrected, "clip_sample": False})
 
     @torch.no_grad()
     def sample(
         self,
         denoiser: nn.Module,
         conditioning: Conditioning,
-        noise: Tensor,
+        generators: Sequence[torch.Generator],
         *,
         steps: int,
         guidance: float = 1.0,
@@ -208,11 +213,12 @@ class Backbone(ABC):
         solver: str = "default",
         visit: Callable[[Tensor, Tensor, Tensor], None] = lambda latents, t, prediction: None,
     ) -> Tensor:
-        """Clean latents `(b c h w)` from `noise` `(b c h w)` by `steps` solver steps.
+        """Clean latents `(b c h w)` by `steps` solver steps from noise. One generator per picture draws it, and what a solver
+        adds to it on the way.
 
         Guidance above 1 is classifier-free, towards `conditioning` and away from `unconditional` (one row, the empty
-        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u). `visit` is told the noisy latents,
-        network time and prediction of every step.
+        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u). `visit` is told the noisy latents that
+        the denoiser is asked about, network time and prediction of every step.
         """
         scheduler = self.scheduler(solver)
         scheduler.set_timesteps(steps, device=self.device)
@@ -220,19 +226,20 @@ class Backbone(ABC):
         if guided:
             if unconditional is None:
                 raise ValueError("guidance needs the conditioning of the empty prompt")
-            rows = torch.zeros(len(noise), dtype=torch.long)
+            rows = torch.zeros(len(generators), dtype=torch.long)
             conditioning = Conditioning.cat([unconditional[rows], conditioning])
-        latents = noise.to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        offered = {"generator": [*generators], "eta": 0.0}  # as the stock pipelines do
+        taken = {name: offered[name] for name in offered.keys() & signature(scheduler.step).parameters.keys()}
+        latents = self.noise(generators).to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
         for t in scheduler.timesteps:
-            inputs = torch.cat([latents, latents]) if guided else latents
-            if hasattr(scheduler, "scale_model_input"):
-                inputs = scheduler.scale_model_input(inputs, t)
+            noisy = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+            inputs = torch.cat([noisy, noisy]) if guided else noisy
             prediction = self.predict(denoiser, inputs, t.expand(len(inputs)), conditioning)
             if guided:
                 without, with_prompt = prediction.chunk(2)
                 prediction = without + guidance * (with_prompt - without)
-            visit(latents, t.expand(len(latents)).float(), prediction)
-            latents = scheduler.step(prediction, t, latents, return_dict=False)[0]
+            visit(noisy, t.expand(len(noisy)).float(), prediction)
+            latents = scheduler.step(prediction, t, latents, **taken, return_dict=False)[0]
         return latents
 
     @torch.no_grad()
@@ -268,19 +275,26 @@ class Predictor:
         prediction = self(torch.cat(latents), torch.cat(t), Conditioning.cat(conditioning))
         return list(prediction.split([len(times) for times in t]))
 
-    def sample(self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str) -> Tensor:
+    def sample(
+        self, conditioning: Conditioning, generators: Sequence[torch.Generator], *, steps: int, solver: str
+    ) -> Tensor:
         """Latents `(b c h w)` without guidance, as replay uses them."""
-        self.evaluations.forward += len(noise) * steps
-        return self.backbone.sample(self.denoiser, conditioning, noise, steps=steps, solver=solver)
+        self.evaluations.forward += len(generators) * steps
+        return self.backbone.sample(self.denoiser, conditioning, generators, steps=steps, solver=solver)
 
     def trajectory(
-        self, conditioning: Conditioning, noise: Tensor, *, steps: int, solver: str
+        self, conditioning: Conditioning, generators: Sequence[torch.Generator], *, steps: int, solver: str
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The way of `sample`: noisy latents `(s b c h w)`, network times `(s b)` and predictions `(s b c h w)`."""
-        self.evaluations.forward += len(noise) * steps
+        self.evaluations.forward += len(generators) * steps
         points: list[tuple[Tensor, ...]] = []
         self.backbone.sample(
-            self.denoiser, conditioning, noise, steps=steps, solver=solver, visit=lambda *point: points.append(point)
+            self.denoiser,
+            conditioning,
+            generators,
+            steps=steps,
+            solver=solver,
+            visit=lambda *point: points.append(point),
         )
         latents, t, predictions = (torch.stack(parts) for parts in zip(*points, strict=True))
         return latents, t, predictions

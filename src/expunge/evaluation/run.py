@@ -32,12 +32,12 @@ def paint(
 ) -> Tensor:
     """Pictures `(b 3 h w)` in [0, 1], one prompt and one seed each."""
     conditioning, unconditional = backbone.encode_each(prompts), backbone.encode([""])
-    noise = backbone.noise([torch.Generator().manual_seed(seed) for seed in seeds])
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     with autocast(backbone.device, precision):
         latents = backbone.sample(
             denoiser,
             conditioning,
-            noise,
+            generators,
             steps=sampler.steps,
             guidance=sampler.guidance,
             unconditional=unconditional,

@@ -351,7 +351,7 @@ def _replay(context: StepContext, scenes: Scenes) -> Replay:
     if config.source == "fresh":
         return FreshReplay(sampler, scenes.seed)
     progress = _progress(context, scenes)
-    kept = context.file(f"replay-{scenes.role}")
+    kept = context.file(f"replay-{scenes.role}-{_recipe(scenes)}")
     return kept_bank(
         kept, lambda: fill_bank(sampler, scenes.latents, config.batch_size, scenes.seed, progress), scenes.seed
     )
@@ -411,11 +411,17 @@ def _targets(context: StepContext, aim: Aim, points: Trajectories) -> Tensor:
 
 
 def _file(context: StepContext, scenes: Scenes, name: str, *more: Any) -> Path | None:
-    """Where the work on `scenes` is kept: among the step's own, or where later steps find it, by what was asked for."""
-    if not (scenes.lasting and context.memory):
-        return context.file(name)
+    """Where the work on `scenes` is kept: among the step's own, or where later steps find it."""
+    recipe = _recipe(scenes, *more)
+    if scenes.lasting and context.memory:
+        return context.memory / f"{recipe}.safetensors"
+    return context.file(f"{name}-{recipe}")
+
+
+def _recipe(scenes: Scenes, *more: Any) -> str:
+    """What was asked for, as a name: a step that goes on chooses its prompts anew, and they may be others."""
     recipe = [*more, list(scenes.prompts), scenes.latents, scenes.seed, list(scenes.times)]
-    return context.memory / f"{digest_bytes(canonical_json(recipe).encode()).removeprefix('sha256:')[:24]}.safetensors"
+    return digest_bytes(canonical_json(recipe).encode()).removeprefix("sha256:")[:24]
 
 
 def _sampler(context: StepContext, scenes: Scenes) -> Sampler:

@@ -2,7 +2,7 @@
 
     local    prompts for the nearest neighbours of each concept
     global   prompts for everything else
-    mixed    some of both, `local_share` of them local
+    mixed    some of both, `local_share` of them local; all of them where nothing else is left
 
 Source: local is LACU's; mixed with 100 neighbours' prompts and 50 others is that of "Distill, Forget, Repeat".
 """
@@ -17,6 +17,7 @@ from pydantic import Field
 
 from expunge import seeds
 from expunge.concepts import Concept
+from expunge.errors import ExpungeError
 from expunge.methods.base import MethodConfig, StepContext
 from expunge.methods.mapping import Count, check_leaks, may_be_shown
 
@@ -43,14 +44,19 @@ def retain_prompts(config: RetainConfig, context: StepContext, concept: Concept,
     """Retain prompts beside `concept`, whose neighbours are `near`, nearest first.
 
     Raises:
-        ExpungeError: when one speaks of a concept that is or was forgotten.
+        ExpungeError: when one speaks of a concept that is or was forgotten, or all are to be far and nothing is.
     """
     source, avoid = context.source, context.off_limits
     close = list(near[: config.retain_concepts])
     others = {*source.related(concept), *source.unrelated(concept)} - {*close}
     far = sorted(name for name in others if may_be_shown(context, name))
     far = random.Random(seeds.derive(context.seed, "far", concept.name)).sample(far, len(far))
-    share = {"local": 1.0, "global": 0.0, "mixed": config.local_share}[config.retain]
+    if config.retain == "global" and not far:
+        raise ExpungeError(
+            f"Nothing is far from {concept.name!r}: all that may be retained is among its nearest (retain_concepts = "
+            f'{config.retain_concepts}). Make the run with method.retain "local" or "mixed".'
+        )
+    share = {"local": 1.0, "global": 0.0, "mixed": config.local_share if far else 1.0}[config.retain]
     local = round(share * config.retain_prompts)
     prompts: list[str] = []
     for label, names, count in (("local", close, local), ("global", far, config.retain_prompts - local)):

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeVar
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from expunge.errors import ExpungeError, quoted
 from expunge.files import canonical_json, digest_bytes, digest_folder, read_json, write_json
@@ -47,6 +48,15 @@ class LlmConfig(Strict):
     evaluation_prompts: int = Field(20, ge=1, le=50)
     attempts: int = Field(4, ge=1)
     timeout_seconds: float = Field(120.0, gt=0)
+
+    @field_validator("base_url")
+    @classmethod
+    def _can_be_an_address(cls, url: str) -> str:
+        try:
+            _ = urlsplit(url).port
+        except ValueError as error:
+            raise ValueError(f"{url!r} is no address ({error}); write it like http://localhost:8000/v1") from error
+        return url
 
 
 class Unusable(Exception):

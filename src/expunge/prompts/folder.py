@@ -89,7 +89,7 @@ class PromptFolder:
         if not places:
             raise ExpungeError(f"{folder} holds no prompts: no folder in it has a train.csv (see docs/prompts.md).")
         self.read = [_read(place, self._known.concept(place.name.replace("_", " "))) for place in places]
-        self._measured = _measured(folder / "eval.csv")
+        self._measured = _measured(folder / "eval.csv", self._known)
         notes = ["These prompts are left out:", *self.leaks] if self.leaks else []
         if bare := [
             f"{place.name}: {_some(one.bare)}" for place, one in zip(places, self.read, strict=True) if one.bare
@@ -329,11 +329,11 @@ def _rows(file: Path, key: str) -> Iterator[tuple[str, Line]]:
         _refuse(file, reader.line_num, f"is not CSV ({error})")
 
 
-def _measured(file: Path) -> dict[str, list[str]]:
-    """{concept: evaluation prompts} of eval.csv, each prompt once; nothing where there is no such file."""
+def _measured(file: Path, known: KnownConcepts) -> dict[str, list[str]]:
+    """{concept, as `known` calls it: evaluation prompts} of eval.csv, each prompt once; nothing where there is no file."""
     found: dict[str, list[str]] = {}
     for name, line in _rows(file, "concept") if file.exists() else ():
-        prompts = found.setdefault(name, [])
+        prompts = found.setdefault(known.concept(name).name, [])
         if line.text not in prompts:
             prompts.append(line.text)
     return found

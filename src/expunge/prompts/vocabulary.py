@@ -13,6 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
@@ -204,6 +205,12 @@ class Vocabulary(Strict):
         names = [n for g in groups for n in g.concepts if n != self.slots[g.slot].plain]
         return [n for n in names if not mentions(n, concept)]
 
+    @cached_property
+    def _speaking(self) -> Mapping[str, frozenset[str]]:
+        """{name: the names that speak of it}: "ball" and "golf ball" of "ball"."""
+        concepts = {name: self._concept(group, name) for group in self.groups for name in group.concepts}
+        return {name: frozenset(n for n in concepts if mentions(n, concept)) for name, concept in concepts.items()}
+
     def _draw(
         self,
         templates: Sequence[str],
@@ -213,9 +220,11 @@ class Vocabulary(Strict):
         avoid: frozenset[str],
         scenes: Mapping[str, Sequence[str]] | None = None,
     ) -> list[tuple[str, dict[str, str]]]:
-        """`count` templates with scenes around `name`: every value of every other slot comes up about equally often."""
+        """`count` templates with scenes around `name`: of every other slot each value that speaks of nothing in `avoid` comes
+        up about equally often."""
         rng = random.Random(f"{seed}/{name}")
         fixed = self.slot_of(name)
+        gone = avoid.union(*(self._speaking.get(a, ()) for a in avoid))
         drawn: list[tuple[str, dict[str, str]]] = []
         template_deck = Deck(templates, rng)
         decks: dict[str, Deck[str | None]] = {}
@@ -223,12 +232,14 @@ class Vocabulary(Strict):
             if slot == fixed:
                 continue
             allowed = scenes[slot] if scenes is not None and slot in scenes else self.names(slot)
-            values: list[str | None] = [v for v in allowed if v not in avoid]
+            values: list[str | None] = [v for v in allowed if v not in gone]
             if description.optional:
                 values = [None if v == description.plain else v for v in values]
                 values += [None] * (None not in values)
             if not values:
-                raise ExpungeError(f"No value is left for the {slot} of a prompt: every one is forgotten or held out.")
+                raise ExpungeError(
+                    f"No value is left for the {slot} of a prompt: every one speaks of what is forgotten or held out."
+                )
             decks[slot] = Deck(values, rng)
         for _ in range(count):
             filled = {slot: deck.draw() for slot, deck in decks.items()} | {fixed: name}
