@@ -163,21 +163,23 @@ def trace(
     Raises:
         ExpungeError: when no point lies there.
     """
-    prompts = torch.arange(len(sampler.prompts)).repeat(each)
+    every = torch.arange(len(sampler.prompts)).repeat(each)
+    grids = [every[grid::GRIDS] for grid in range(GRIDS)]
+    prompts = torch.cat(grids)
+    steps = torch.cat([torch.full_like(rows, max(1, sampler.steps + i - GRIDS // 2)) for i, rows in enumerate(grids)])
     parts: list[tuple[Tensor, ...]] = []
-    done = 0
-    for grid in range(GRIDS):
-        for rows in prompts[grid::GRIDS].split(batch_size):
-            if not len(rows):
-                continue
-            generators = [seeds.generator(seed, "bank", done + i) for i in range(len(rows))]
-            steps = max(1, sampler.steps + grid - GRIDS // 2)
-            latents, t, predictions = sampler.teacher.trajectory(
-                sampler.prompts[rows], generators, steps=steps, solver=sampler.solver
-            )
-            parts.append((latents, t, rows.expand(len(t), -1), predictions))
-            done += len(rows)
-            progress(done, len(prompts))
+    for places in torch.arange(len(prompts)).split(batch_size):
+        alike = {count: places[steps[places] == count] for count in steps[places].unique().tolist()}
+        ways = sampler.teacher.trajectories(
+            [
+                (sampler.prompts[prompts[some]], [seeds.generator(seed, "bank", i) for i in some.tolist()], count)
+                for count, some in alike.items()
+            ],
+            solver=sampler.solver,
+        )
+        for some, (latents, t, predictions) in zip(alike.values(), ways, strict=True):
+            parts.append((latents, t, prompts[some].expand(len(t), -1), predictions))
+        progress(int(places[-1]) + 1, len(prompts))
     latents, t, rows, predictions = (
         torch.cat([p.flatten(0, 1).cpu() for p in part]) for part in zip(*parts, strict=True)
     )

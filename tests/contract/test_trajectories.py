@@ -17,7 +17,7 @@ from expunge.errors import ExpungeError
 from expunge.methods import Position
 from expunge.methods.resteering import Resteering, State
 from expunge.prompts import Vocabulary
-from expunge.replay import ReplayConfig, Trajectories
+from expunge.replay import ReplayConfig, Sampler, Trajectories, trace
 from expunge.stream import preset
 from steps import built, context, run_step
 
@@ -69,6 +69,34 @@ def test_points_lie_on_the_way_and_are_drawn_once_before_any_comes_again(backbon
         _prepared(backbone, t_min=3, t_max=4)
 
 
+def test_ways_of_different_lengths_share_passes(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = context(backbone).teacher
+    prompts = teacher.encode(["a fox", "a wolf", "a house", "a tree", "a boat", "a clock"])
+    predict, passes = type(backbone).predict, []
+
+    def counted(self: Backbone, denoiser: torch.nn.Module, latents: Tensor, *told: Any) -> Tensor:
+        passes.append(len(latents))
+        return predict(self, denoiser, latents, *told)
+
+    monkeypatch.setattr(type(backbone), "predict", counted)
+
+    def points(batch_size: int) -> Trajectories:
+        passes.clear()
+        found = trace(Sampler(teacher, prompts, 4, "published"), 1, (-1.0, 2000.0), batch_size, seed=3)
+        return found.only(range(6))[0]
+
+    before = teacher.evaluations.forward
+    together = points(6)
+    assert passes == [6, 6, 6, 4, 2]  # two ways each of three, four and five steps
+    assert teacher.evaluations.forward - before == len(together.t) == 24
+    alone = points(1)
+    assert passes == [1] * 24
+    order = torch.argsort(alone.prompts * 2000 + alone.t), torch.argsort(together.prompts * 2000 + together.t)
+    assert torch.equal(alone.t[order[0]], together.t[order[1]])
+    theirs, ours = alone.predictions[order[0]], together.predictions[order[1]]
+    assert (theirs - ours).abs().max() < 1e-4 * theirs.abs().max() < (theirs - ours.roll(1, 0)).abs().amax((1, 2, 3)).min()
+
+
 def test_resteering_along_both_also_follows_the_mapping_prompts_own_way(backbone: Backbone) -> None:
     _, state, _ = _prepared(backbone, along="both", mapping_targets=1)
     points, term, targets = state.replays["forget"], state.terms["unlearn"], state.targets["unlearn"]
@@ -102,7 +130,7 @@ def test_an_interrupted_step_ends_with_the_same_bits_and_samples_nothing_twice(
     whole = step("whole")
     with pytest.raises(KeyboardInterrupt):
         step("broken", on_step=interrupt)
-    monkeypatch.setattr(Backbone, "sample", None)  # nobody asks for it
+    monkeypatch.setattr(Backbone, "solving", None)  # nobody asks for it
     resumed = step("broken")
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, Protocol, Self, cast
@@ -57,6 +57,21 @@ class Prompts(Protocol):
 
 Asked = tuple[Tensor, Tensor, Conditioning]
 """What a denoiser is asked: latents `(b c h w)`, network time `(b,)`, conditioning `(b ...)`."""
+
+
+Solver = Generator[tuple[Tensor, Tensor], Tensor, Tensor]
+"""A solver at work: it yields noisy latents `(b c h w)` with their network times `(b,)`, is sent the prediction there, and
+returns clean latents. So whoever predicts decides what shares a pass."""
+
+
+def solved(solver: Solver, predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """What `solver` returns, each of its questions answered by `predict`."""
+    asked = next(solver)
+    while True:
+        try:
+            asked = solver.send(predict(*asked))
+        except StopIteration as end:
+            return cast(Tensor, end.value)
 
 
 @dataclass
@@ -200,6 +215,19 @@ class Backbone(ABC):
         # Clipping is for pixels; a solver must not bring it to latents by its own default.
         return diffusers_class(self.solvers[solver]).from_config(own.config, **{**corrected, "clip_sample": False})
 
+    def solving(self, generators: Sequence[torch.Generator], *, steps: int, solver: str = "default") -> Solver:
+        """A solver that begins at noise. One generator per picture draws it, and what the solver adds to it on the way."""
+        scheduler = self.scheduler(solver)
+        scheduler.set_timesteps(steps, device=self.device)
+        offered = {"generator": [*generators], "eta": 0.0}  # as the stock pipelines do
+        taken = {name: offered[name] for name in offered.keys() & signature(scheduler.step).parameters.keys()}
+        latents = self.noise(generators).to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
+        for t in scheduler.timesteps:
+            noisy = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
+            prediction = yield noisy, t.expand(len(noisy))
+            latents = scheduler.step(prediction, t, latents, **taken, return_dict=False)[0]
+        return latents
+
     @torch.no_grad()
     def sample(
         self,
@@ -211,36 +239,27 @@ class Backbone(ABC):
         guidance: float = 1.0,
         unconditional: Conditioning | None = None,
         solver: str = "default",
-        visit: Callable[[Tensor, Tensor, Tensor], None] = lambda latents, t, prediction: None,
     ) -> Tensor:
-        """Clean latents `(b c h w)` by `steps` solver steps from noise. One generator per picture draws it, and what a solver
-        adds to it on the way.
+        """Clean latents `(b c h w)` by `steps` solver steps from noise, one generator per picture.
 
         Guidance above 1 is classifier-free, towards `conditioning` and away from `unconditional` (one row, the empty
-        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u). `visit` is told the noisy latents that
-        the denoiser is asked about, network time and prediction of every step.
+        prompt), with both rows in one batch as the stock pipelines do: u + g (c - u).
         """
-        scheduler = self.scheduler(solver)
-        scheduler.set_timesteps(steps, device=self.device)
         guided = guidance > 1.0
         if guided:
             if unconditional is None:
                 raise ValueError("guidance needs the conditioning of the empty prompt")
             rows = torch.zeros(len(generators), dtype=torch.long)
             conditioning = Conditioning.cat([unconditional[rows], conditioning])
-        offered = {"generator": [*generators], "eta": 0.0}  # as the stock pipelines do
-        taken = {name: offered[name] for name in offered.keys() & signature(scheduler.step).parameters.keys()}
-        latents = self.noise(generators).to(self.device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        for t in scheduler.timesteps:
-            noisy = scheduler.scale_model_input(latents, t) if hasattr(scheduler, "scale_model_input") else latents
-            inputs = torch.cat([noisy, noisy]) if guided else noisy
-            prediction = self.predict(denoiser, inputs, t.expand(len(inputs)), conditioning)
-            if guided:
-                without, with_prompt = prediction.chunk(2)
-                prediction = without + guidance * (with_prompt - without)
-            visit(noisy, t.expand(len(noisy)).float(), prediction)
-            latents = scheduler.step(prediction, t, latents, **taken, return_dict=False)[0]
-        return latents
+
+        def predict(noisy: Tensor, t: Tensor) -> Tensor:
+            if not guided:
+                return self.predict(denoiser, noisy, t, conditioning)
+            both = self.predict(denoiser, torch.cat([noisy, noisy]), torch.cat([t, t]), conditioning)
+            without, with_prompt = both.chunk(2)
+            return without + guidance * (with_prompt - without)
+
+        return solved(self.solving(generators, steps=steps, solver=solver), predict)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -275,26 +294,31 @@ class Predictor:
         prediction = self(torch.cat(latents), torch.cat(t), Conditioning.cat(conditioning))
         return list(prediction.split([len(times) for times in t]))
 
+    @torch.no_grad()
     def sample(
         self, conditioning: Conditioning, generators: Sequence[torch.Generator], *, steps: int, solver: str
     ) -> Tensor:
         """Latents `(b c h w)` without guidance, as replay uses them."""
-        self.evaluations.forward += len(generators) * steps
-        return self.backbone.sample(self.denoiser, conditioning, generators, steps=steps, solver=solver)
+        work = self.backbone.solving(generators, steps=steps, solver=solver)
+        return solved(work, lambda noisy, t: self(noisy, t, conditioning))
 
-    def trajectory(
-        self, conditioning: Conditioning, generators: Sequence[torch.Generator], *, steps: int, solver: str
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The way of `sample`: noisy latents `(s b c h w)`, network times `(s b)` and predictions `(s b c h w)`."""
-        self.evaluations.forward += len(generators) * steps
-        points: list[tuple[Tensor, ...]] = []
-        self.backbone.sample(
-            self.denoiser,
-            conditioning,
-            generators,
-            steps=steps,
-            solver=solver,
-            visit=lambda *point: points.append(point),
-        )
-        latents, t, predictions = (torch.stack(parts) for parts in zip(*points, strict=True))
-        return latents, t, predictions
+    @torch.no_grad()
+    def trajectories(
+        self, parts: Sequence[tuple[Conditioning, Sequence[torch.Generator], int]], *, solver: str
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The ways of `sample`, each part's with its own number of solver steps: noisy latents `(s b c h w)`, network times
+        `(s b)` and predictions `(s b c h w)`. One pass predicts for all that have not ended.
+        """
+        solvers = [self.backbone.solving(generators, steps=steps, solver=solver) for _, generators, steps in parts]
+        points: list[list[tuple[Tensor, ...]]] = [[] for _ in parts]
+        asked = {i: next(work) for i, work in enumerate(solvers)}
+        while asked:
+            found = self.each([(noisy, t, parts[i][0]) for i, (noisy, t) in asked.items()])
+            for (i, (noisy, t)), prediction in zip([*asked.items()], found, strict=True):
+                points[i].append((noisy, t.float(), prediction))
+                try:
+                    asked[i] = solvers[i].send(prediction)
+                except StopIteration:
+                    del asked[i]
+        ways = [[torch.stack(of) for of in zip(*met, strict=True)] for met in points]
+        return [(latents, t, predictions) for latents, t, predictions in ways]
