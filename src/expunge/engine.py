@@ -24,11 +24,12 @@ from accelerate.utils import broadcast
 from pydantic import Field
 from torch import Tensor, nn
 
+from expunge import backbones
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, metadata, save_tensors, write_text
-from expunge.hardware import Precision, compute_dtype, processes, settled, trained_attention
+from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import PREDICTORS, EngineName, Regularized
 from expunge.schema import Strict
@@ -128,6 +129,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     """Of optimizer step `step` (0-based): a linear warm-up, times the schedule."""
     rate = config.learning_rate * min(1.0, (step + 1) / config.warmup_steps if config.warmup_steps else 1.0)
     return rate if config.schedule == "constant" else rate * (1 + math.cos(math.pi * step / config.steps)) / 2
+
+
+def loaded(folder: Path, config: TrainConfig) -> Backbone:
+    """The pipeline in `folder`, on this process's device. The published loop leaves it in the layout that it is stored in."""
+    backbone = backbones.load(folder).to(processes().device)
+    if config.engine != "reference":
+        layout = quick_layout(backbone.device, compute_dtype(config.precision))
+        backbone.denoiser.to(memory_format=layout)  # type: ignore[call-overload]
+    return backbone
 
 
 def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluations) -> Predictor:

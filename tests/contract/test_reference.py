@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from expunge.backbones import Backbone, Evaluations
 from expunge.constraints import L2, Anchors, Constraint, L2Config
-from expunge.engine import StepLog, TrainConfig, train
+from expunge.engine import StepLog, TrainConfig, loaded, train
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Position, StepContext
 from expunge.methods.resteering import State
@@ -169,6 +169,21 @@ def test_the_fast_engine_joins_passes_and_encodes_once(
     monkeypatch.setattr(backbone, "predict", lambda d, x, t, c: calls.append(len(x)) or predict(d, x, t, c))
     method.losses(batch, step.teacher, step.teacher, state)
     assert calls == [8, 8]  # teacher, student: four rows of each of two losses
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU both lie as they are stored")
+def test_the_denoiser_lies_as_it_is_quick_and_the_reference_s_as_it_is_stored(sd_folder: Path) -> None:
+    fast, reference, rounded = (
+        loaded(sd_folder, TrainConfig(steps=1, learning_rate=1e-3, batch_size=1, **changes))
+        for changes in ({"precision": "fp32"}, {"precision": "fp32", "engine": "reference"}, {"precision": "bf16"})
+    )
+    lies = [
+        b.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last) for b in (fast, reference, rounded)
+    ]
+    assert lies == [True, False, False]
+    latents, t = torch.randn(3, *fast.latent_shape), torch.tensor([10.0, 500.0, 990.0])
+    found = [b.predict(b.denoiser, latents, t, b.encode(["a fox"] * 3)) for b in (fast, reference)]
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
 
 
 def test_a_constraint_that_is_no_term_of_a_loss_is_refused(

@@ -94,7 +94,9 @@ def test_ways_of_different_lengths_share_passes(backbone: Backbone, monkeypatch:
     order = torch.argsort(alone.prompts * 2000 + alone.t), torch.argsort(together.prompts * 2000 + together.t)
     assert torch.equal(alone.t[order[0]], together.t[order[1]])
     theirs, ours = alone.predictions[order[0]], together.predictions[order[1]]
-    assert (theirs - ours).abs().max() < 1e-4 * theirs.abs().max() < (theirs - ours.roll(1, 0)).abs().amax((1, 2, 3)).min()
+    assert (
+        (theirs - ours).abs().max() < 1e-4 * theirs.abs().max() < (theirs - ours.roll(1, 0)).abs().amax((1, 2, 3)).min()
+    )
 
 
 def test_resteering_along_both_also_follows_the_mapping_prompts_own_way(backbone: Backbone) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -101,6 +102,11 @@ class StepContext:
     def forgotten(self) -> tuple[Concept, ...]:
         """What earlier steps forgot."""
         return tuple(c for step in self.earlier for c in step.concepts)
+
+    @cached_property
+    def held_out_names(self) -> frozenset[str]:
+        """What people call the held-out neighbours."""
+        return frozenset(name for own in self.held_out for name in self.source.concept(own).names)
 
     @property
     def off_limits(self) -> frozenset[str]:

@@ -134,7 +134,7 @@ def leak(context: StepContext, prompt: str) -> str | None:
 
 def held_out(context: StepContext, name: str) -> bool:
     """Whether `name`, however it is written, is that of a neighbour that no training may see."""
-    return any(alike(name, own) for n in context.held_out for own in context.source.concept(n).names)
+    return any(alike(name, own) for own in context.held_out_names)
 
 
 def may_be_shown(context: StepContext, name: str) -> bool:

@@ -15,6 +15,7 @@ from PIL import Image
 from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
+from expunge.engine import loaded
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint, protocol_rows
 from expunge.evaluation.pixels import pixels
@@ -476,7 +477,7 @@ class Run:
     def _load(self) -> Backbone:
         self._check_model()
         with whole("loading the model"):
-            return backbones.load(self._folder).to(processes().device)
+            return loaded(self._folder, self.config.train)
 
     def _check_rows(self) -> None:
         """Whether what will be painted is what the base model was judged by."""
