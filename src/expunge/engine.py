@@ -29,7 +29,7 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, metadata, save_tensors, write_text
-from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
+from expunge.hardware import Precision, compute_dtype, processes, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import PREDICTORS, EngineName, Regularized
 from expunge.schema import Strict
@@ -134,10 +134,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 def loaded(folder: Path, config: TrainConfig) -> Backbone:
     """The pipeline in `folder`, on this process's device. The published loop leaves it in the layout that it is stored in."""
     backbone = backbones.load(folder).to(processes().device)
-    if config.engine != "reference":
-        layout = quick_layout(backbone.device, compute_dtype(config.precision))
-        backbone.denoiser.to(memory_format=layout)  # type: ignore[call-overload]
-    return backbone
+    return backbone if config.engine == "reference" else backbone.lay_out(compute_dtype(config.precision))
 
 
 def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluations) -> Predictor:

@@ -87,7 +87,7 @@ def test_an_unknown_answer_counts_against_the_model_that_it_is_about(a: Path, tm
     blurred = shutil.copytree(a, tmp_path / "blurred")
     path = RunDirectory(blurred).step(3).judgements
     table = pd.read_parquet(path)
-    table.loc[table["row"].isin(["forget/fox/1", "other/house/2"]), "shown"] = pd.NA
+    table.loc[table["row"].isin(["forget/fox/by hand 1", "other/house/by hand 2"]), "shown"] = pd.NA
     write_table(path, table)
     for pair, sign in ((compare(a, blurred).outcome.paired, -1), (compare(blurred, a).outcome.paired, 1)):
         assert pair.ua.difference is not None

@@ -68,8 +68,8 @@ def test_a_run_is_served_from_a_folder(tmp_path: Path, tiny_folder: Callable[[st
         tmp_path,
         tiny_folder("sd-epsilon"),
         {"source": "folder", "folder": str(PROMPTS)},
-        neighbour="plum",
-        other="lighthouse",
+        neighbour="Plum",
+        other="Lighthouse",
     )
     check(run, {"arble", "othing"})  # the plum is held out
 

@@ -130,7 +130,7 @@ CASES = {
     "a preset of 10,000 characters": Case(("run", "{}/new", "fox", "--preset", "x" * 10_000), "File name too long"),
     # prompts
     "a seed that no generator takes": Case(
-        ("generate", "iconworld", "a fox", "--seed", f"{2**63}"), "is not in the range"
+        ("generate", "iconworld", "a fox", "--seed", f"{2**63}"), "Invalid value for '--seed'"
     ),
     "blank prompt": Case(("generate", "iconworld", " ", "--out", "{}/picture.png"), "The prompt is blank"),
     "blank prompt in a file": with_prompts({"train.csv": "id,prompt\n1,  \n"}, "train.csv:2: this line has no prompt"),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError, nearest
+from expunge.hardware import quick_layout
 
 
 def diffusers_class(name: str) -> Any:
@@ -148,6 +149,11 @@ class Backbone(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         self.pipeline.to(device)
+        return self
+
+    def lay_out(self, dtype: torch.dtype) -> Self:
+        """Put the denoiser into the memory layout in which it is quick in `dtype`. Values do not change."""
+        self.denoiser.to(memory_format=quick_layout(self.device, dtype))  # type: ignore[call-overload]
         return self
 
     @property
