@@ -400,6 +400,11 @@ def _restore(
     return done, [Check(int(step), forget, retain) for step, forget, retain in rows]
 
 
+def forget_checkpoint(folder: Path) -> None:
+    """Let training begin anew."""
+    (folder / "latest").unlink(missing_ok=True)
+
+
 def _keep_log_until(log: Path, done: int) -> None:
     """Drop the lines of steps that were done after the checkpoint and will be done again."""
     if log.exists():

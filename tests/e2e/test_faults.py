@@ -435,6 +435,22 @@ def test_words_that_change_what_models_are_compared_by_are_told_before_training(
     package.Run(waiting)._check_rows()
 
 
+def test_a_step_that_goes_on_with_other_words_is_trained_anew_on_these(
+    tmp_path: Path, when: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = iconworld.vocabulary()
+    first, *others = own.groups
+    fewer = own.model_copy(update={"groups": (first.model_copy(update={"concepts": first.concepts[:-2]}), *others)})
+    when(lambda p: p.phase == "train" and p.done == 5, lambda: signal.raise_signal(signal.SIGINT))
+    expunge("run", tmp_path / "run", "panda", *FAST, code=3)
+    before = (tmp_path / "run/steps/0001/prompts.json").read_text()
+    monkeypatch.setattr(iconworld, "vocabulary", lambda: fewer)
+    expunge("resume", tmp_path / "run")
+    expunge("run", tmp_path / "whole", "panda", *FAST)
+    assert (tmp_path / "run/steps/0001/prompts.json").read_text() != before
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
 def test_a_protocol_that_was_edited_is_told_before_training(tmp_path: Path) -> None:
     protocol = tmp_path / "mine.toml"
     text = PROTOCOL.read_text()

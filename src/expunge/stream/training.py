@@ -13,9 +13,9 @@ from torch import Tensor
 
 from expunge.backbones import Evaluations, Predictor
 from expunge.concepts import Concept, Request
-from expunge.engine import Kept, StepLog, frozen_teacher, train
+from expunge.engine import Kept, StepLog, forget_checkpoint, frozen_teacher, train
 from expunge.errors import ExpungeError
-from expunge.files import check_room, load_tensors, read_json, read_lines, save_tensors, write_json
+from expunge.files import check_room, json_text, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import autocast
 from expunge.locality import Choice
 from expunge.memory import at_once, held_bytes, whole
@@ -66,7 +66,6 @@ class _Lesson:
     context: StepContext
     method: GradientMethod[Any, Any]
     state: Any
-    record: Record
     counts: Evaluations
 
 
@@ -83,8 +82,6 @@ def train_step(
     counts = Evaluations()
     shop.team.tell(step.index)
     lesson = _prepare(shop, request, previous, forgotten, counts)
-    write_json(step.prompts, lesson.record.prompts)
-    write_json(step.choices, lesson.record.choices)
     clock.add(lesson.context.seconds, counts)
     with clock.measured("train", counts):
         kept = _learn(lesson)
@@ -137,7 +134,17 @@ def _prepare(
     rows, work = config.replay.batch_size, "choosing prompts and replaying latents"
     with shop.team.in_turn(), at_once(rows, work, lambda n: _predict(teacher, n)):
         state, record = method.prepare(context)
-    return _Lesson(shop, step, context, method, state, record, counts)
+        if shop.team.first:
+            _note(step, record)
+    return _Lesson(shop, step, context, method, state, counts)
+
+
+def _note(step: StepDirectory, record: Record) -> None:
+    """Keep what was chosen. Where a step goes on and the source's words have changed, training begins anew on the new ones."""
+    if step.prompts.exists() and step.prompts.read_text() != json_text(record.prompts):
+        forget_checkpoint(step.state)
+    write_json(step.prompts, record.prompts)
+    write_json(step.choices, record.choices)
 
 
 def _learn(lesson: _Lesson) -> Kept:
