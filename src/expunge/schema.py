@@ -5,14 +5,23 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
 from expunge.errors import ExpungeError, nearest
 
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+def from_anywhere(path: str) -> str:
+    """A path as it leads to the same place from every folder; "" stays."""
+    return str(Path(path).expanduser().absolute()) if path else ""
+
+
+OwnPath = Annotated[str, AfterValidator(from_anywhere)]
+"""A file or folder that settings name, looked for from the folder in which they are first read."""
 
 
 class Strict(BaseModel):

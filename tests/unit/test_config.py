@@ -10,6 +10,7 @@ import pytest
 
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS
+from expunge.prompts import LlmConfig
 from expunge.stream import PRESETS, Run, RunConfig, preset, summary_schema
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
@@ -116,6 +117,33 @@ def test_a_method_of_ones_own_is_named_by_file_and_class(tmp_path: Path) -> None
         preset("lacu")
 
 
+def test_files_are_named_so_that_they_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request that comes a month later comes from another folder."""
+    (tmp_path / "mine.py").write_text("from expunge.methods.lacu import Lacu\n\n\nclass Mine(Lacu):\n    pass\n")
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    changes = {
+        "method": {"name": "mine.py:Mine"}, "model": {"source": "model"}, "evaluate": {"protocol": "mine.toml"},
+        "prompts": {"source": "llm", "model": "small", "concepts": "known.toml"},
+    }  # fmt: skip
+    config = preset("lacu-iconworld", changes)
+    monkeypatch.chdir("/")
+    assert RunConfig.from_data(tomllib.loads(config.to_toml()), "run.toml") == config
+    assert config.method["name"] == f"{tmp_path / 'mine.py'}:Mine"
+    assert config.model.source == str(tmp_path / "model")
+    assert config.evaluate.protocol == str(tmp_path / "mine.toml")
+    assert isinstance(config.prompts, LlmConfig)
+    assert (config.prompts.cache, config.prompts.concepts) == tuple(
+        str(tmp_path / n) for n in ("prompt-cache", "known.toml")
+    )
+    named = preset("lacu-iconworld", {"model": {"source": "some/model"}})  # no folder, so an id of the hub
+    assert (named.model.source, named.method["name"], named.evaluate.protocol) == (
+        "some/model",
+        "lacu",
+        "iconworld-demo",
+    )
+
+
 def test_the_published_schema_of_the_summary_is_the_one_in_the_code() -> None:
     path = Path(__file__).parents[2] / "docs" / "summary.schema.json"
     assert json.loads(path.read_text()) == summary_schema()
@@ -125,7 +153,7 @@ def test_the_published_schema_of_the_summary_is_the_one_in_the_code() -> None:
 @pytest.mark.parametrize(
     ("prompts", "sentence"),
     [
-        ({"source": "folder", "folder": str(PROMPTS), "concepts": "none.toml"}, "concepts file none.toml"),
+        ({"source": "folder", "folder": str(PROMPTS), "concepts": "none.toml"}, "concepts file .*none.toml"),
         ({"source": "folder", "folder": str(PROMPTS)}, "no prompts for 'fox'"),
         ({"source": "llm", "model": "small"}, "no API key in the environment"),
         ({"source": "llm", "model": "small", "base_url": "http://127.0.0.1:9/v1", "attempts": 1}, "cannot be used"),

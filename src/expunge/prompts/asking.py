@@ -19,7 +19,7 @@ from pydantic import Field, field_validator
 
 from expunge.errors import ExpungeError, quoted
 from expunge.files import canonical_json, digest_bytes, digest_folder, read_json, write_json
-from expunge.schema import Strict
+from expunge.schema import OwnPath, Strict
 
 _T = TypeVar("_T")
 _OPENAI = "https://api.openai.com/v1"
@@ -43,8 +43,8 @@ class LlmConfig(Strict):
     source: Literal["llm"] = "llm"
     model: str = Field(min_length=1)
     base_url: str = Field(_OPENAI, pattern=r"^https?://[^\s/]+")
-    cache: str = "prompt-cache"
-    concepts: str = ""
+    cache: OwnPath = Field("prompt-cache", validate_default=True)
+    concepts: OwnPath = ""
     evaluation_prompts: int = Field(20, ge=1, le=50)
     attempts: int = Field(4, ge=1)
     timeout_seconds: float = Field(120.0, gt=0)

@@ -31,7 +31,7 @@ from expunge.files import canonical_json, digest_bytes, digest_folder
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
 from expunge.prompts.known import KnownConcepts, slot_of
-from expunge.schema import Strict
+from expunge.schema import OwnPath, Strict
 
 _NAMED = 8
 """Names that a notice lists at most."""
@@ -46,8 +46,8 @@ class FolderConfig(Strict):
     """
 
     source: Literal["folder"] = "folder"
-    folder: str
-    concepts: str = ""
+    folder: OwnPath
+    concepts: OwnPath = ""
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from expunge.concepts import Concept, article, mentions, words
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
-from expunge.schema import Strict, read_toml
+from expunge.schema import Strict, from_anywhere, read_toml
 
 _SLOT = re.compile(r"\{(\w+)\}")
 
@@ -38,6 +38,11 @@ class VocabularyConfig(Strict):
 
     source: Literal["vocabulary"] = "vocabulary"
     vocabulary: str = "iconworld"
+
+    @field_validator("vocabulary")
+    @classmethod
+    def _file(cls, name: str) -> str:
+        return name if name == "iconworld" else from_anywhere(name)
 
 
 class Slot(Strict):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from expunge import reference, seeds
+from expunge import iconworld, reference, seeds
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
 from expunge.errors import ExpungeError, nearest, quoted
@@ -18,7 +18,7 @@ from expunge.hardware import Precision, settled
 from expunge.methods import METHODS, GradientMethod
 from expunge.prompts import FolderConfig, LlmConfig, VocabularyConfig
 from expunge.replay import ReplayConfig
-from expunge.schema import Strict, parse_toml, read_text, read_toml, validated
+from expunge.schema import Strict, from_anywhere, parse_toml, read_text, read_toml, validated
 
 DEFAULT_PRESET = "anchored-iconworld"
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
@@ -53,6 +53,12 @@ class ModelConfig(Strict):
     source: str = "iconworld"
     digest: str = ""
 
+    @field_validator("source")
+    @classmethod
+    def _folder(cls, source: str) -> str:
+        built_in = iconworld.model_folder(source)
+        return from_anywhere(source) if not built_in and Path(source).expanduser().exists() else source
+
 
 def _prompt_source(section: Any) -> Any:
     return section.get("source", "vocabulary") if isinstance(section, dict) else getattr(section, "source", None)
@@ -80,6 +86,11 @@ class EvaluateConfig(Strict):
 
     protocol: str = "iconworld-demo"
     precision: Precision = "fp32"
+
+    @field_validator("protocol")
+    @classmethod
+    def _file(cls, name: str) -> str:
+        return from_anywhere(name) if name.endswith(".toml") else name
 
 
 class GateConfig(Strict):
@@ -159,7 +170,8 @@ class RunConfig(TomlConfig):
         config = method_class(name).Config
         if published:
             section |= {f: v for f, v in reference.METHOD_SETTINGS.items() if f in config.model_fields}
-        data["method"] = {"name": name, **config.model_validate(section).model_dump()}
+        file, colon, own = name.rpartition(":")
+        data["method"] = {"name": f"{from_anywhere(file)}{colon}{own}", **config.model_validate(section).model_dump()}
         constraints = data.get("constraints", ())
         if not isinstance(constraints, (list, tuple)) or not all(isinstance(c, dict) for c in constraints):
             raise ValueError(
