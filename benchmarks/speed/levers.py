@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from expunge import Run, engine, iconworld, locality
-from expunge.backbones import Backbone, Predictor, base
+from expunge.backbones import Backbone, Predictor
 from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import Machine, Session, load_average
 from expunge.benchmark.speed import settings_of
@@ -79,7 +79,7 @@ def compiled(*kinds: str) -> Iterator[None]:
 
 def as_stored() -> AbstractContextManager[Any]:
     """The denoiser in the memory layout that it is stored in."""
-    return patch.object(base, "quick_layout", lambda *_: torch.contiguous_format)
+    return patch.object(engine, "quick_layout", lambda *_: torch.contiguous_format)
 
 
 COLD: dict[str, Any] = {"method": {"warm_start": False}}

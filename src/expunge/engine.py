@@ -24,12 +24,11 @@ from accelerate.utils import broadcast
 from pydantic import Field
 from torch import Tensor, nn
 
-from expunge import backbones
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError
 from expunge.files import append_line, load_tensors, metadata, save_tensors, write_text
-from expunge.hardware import Precision, compute_dtype, processes, settled, trained_attention
+from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import PREDICTORS, EngineName, Regularized
 from expunge.schema import Strict
@@ -131,17 +130,18 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return rate if config.schedule == "constant" else rate * (1 + math.cos(math.pi * step / config.steps)) / 2
 
 
-def loaded(folder: Path, config: TrainConfig) -> Backbone:
-    """The pipeline in `folder`, on this process's device. The published loop leaves it in the layout that it is stored in."""
-    backbone = backbones.load(folder).to(processes().device)
-    return backbone if config.engine == "reference" else backbone.lay_out(compute_dtype(config.precision))
-
-
 def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluations) -> Predictor:
     """The denoiser as it is now, as a teacher in the arithmetic of `config.precision`. The published loop holds a whole copy;
-    here parameters that are not trained are one with the student's, where both have the same dtype."""
-    changing = None if config.engine == "reference" else backbone.parameters_of(config.parameters)
-    copied = backbone.copy_denoiser(compute_dtype(config.precision), changing)
+    here parameters that are not trained are one with the student's, where both have the same dtype, and both networks lie in
+    memory as they are quick."""
+    dtype = compute_dtype(config.precision)
+    if config.engine == "reference":
+        changing = None
+        backbone.lay_out(torch.contiguous_format)
+    else:
+        changing = backbone.parameters_of(config.parameters)
+        backbone.lay_out(quick_layout(backbone.device, dtype))
+    copied = backbone.copy_denoiser(dtype, changing)
     return PREDICTORS[config.engine](backbone, copied, evaluations)
 
 

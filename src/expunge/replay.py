@@ -167,7 +167,7 @@ def trace(
     grids = [every[grid::GRIDS] for grid in range(GRIDS)]
     prompts = torch.cat(grids)
     steps = torch.cat([torch.full_like(rows, max(1, sampler.steps + i - GRIDS // 2)) for i, rows in enumerate(grids)])
-    parts: list[tuple[Tensor, ...]] = []
+    met: dict[int, list[tuple[Tensor, ...]]] = {}
     for places in torch.arange(len(prompts)).split(batch_size):
         alike = {count: places[steps[places] == count] for count in steps[places].unique().tolist()}
         ways = sampler.teacher.trajectories(
@@ -177,12 +177,12 @@ def trace(
             ],
             solver=sampler.solver,
         )
-        for some, (latents, t, predictions) in zip(alike.values(), ways, strict=True):
-            parts.append((latents, t, prompts[some].expand(len(t), -1), predictions))
+        for (count, some), (latents, t, predictions) in zip(alike.items(), ways, strict=True):
+            met.setdefault(count, []).append((latents, t, prompts[some].expand(len(t), -1), predictions))
         progress(int(places[-1]) + 1, len(prompts))
-    latents, t, rows, predictions = (
-        torch.cat([p.flatten(0, 1).cpu() for p in part]) for part in zip(*parts, strict=True)
-    )
+    # The order of the points, and so what training draws, does not depend on the batches.
+    whole = [[torch.cat(of, dim=1).flatten(0, 1).cpu() for of in zip(*some, strict=True)] for some in met.values()]
+    latents, t, rows, predictions = (torch.cat(of) for of in zip(*whole, strict=True))
     kept = (t >= times[0]) & (t <= times[1])
     if not kept.any():
         raise ExpungeError(

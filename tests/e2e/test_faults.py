@@ -91,6 +91,8 @@ def test_a_run_whose_making_was_killed_is_made_by_the_same_call(
     run = make(path, "panda", "mosaic").directory
     for lines, kept in ((run.event_lines, events or 0), (run.request_lines, requests)):
         lines.write_bytes(b"".join(lines.read_bytes().splitlines(keepends=True)[:kept]))
+    if not events:
+        run.last_event.unlink()
     if events is None:
         shutil.rmtree(path)
         path.mkdir()
@@ -413,9 +415,28 @@ def test_events_that_are_missing_are_told_before_finished_work_is_done_again(wai
     said = "does not say how this run was made" if cut == "all" else "events were cut off its end"
     assert said in expunge("resume", waiting, code=2)
     assert said in expunge("rollback", waiting, 0, code=2)
+    if cut == "all":  # nor is it taken for a run whose making was interrupted
+        assert "events.jsonl is missing" in expunge("run", waiting, "panda", "mosaic", *FAST, code=2)
     assert state(waiting) == before
     events.write_bytes(whole)
     check_events(RunDirectory(waiting))
+
+
+def test_requests_that_came_while_the_disk_was_full_take_nothing_away(
+    waiting: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last block of a disk may take a line, and no new file."""
+
+    def full(path: Path, text: str) -> None:
+        raise DiskFull(f"{path} does not fit on its disk")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(directory, "write_text", full)
+        for _ in range(2):
+            expunge("request", waiting, "owl", code=3)
+    check_events(RunDirectory(waiting))
+    expunge("request", waiting, "owl")
+    expunge("rollback", waiting, 1)
 
 
 def test_words_that_change_what_models_are_compared_by_are_told_before_training(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 
-from expunge import Run, backbones, iconworld
+from expunge import ExpungeError, Run, backbones, iconworld
 from expunge.files import write_bytes
+from expunge.stream import preset
+from expunge.stream.named import check_requested, model_folder, read_protocol
 from handmade import FOX, NEON, add_step, begin, check
 from runs import FAST, PROTOCOL, expunge
 
@@ -347,6 +350,17 @@ def test_a_sentence_an_exit_code_and_nothing_lost(case: Case, place: Path, monke
     assert said.isprintable()
     assert len(said) < 2000
     assert tree(place) == before
+
+
+def test_a_protocol_may_speak_of_requests_that_the_source_does_not_know_yet(place: Path) -> None:
+    (place / "mine.toml").write_text(toml(PROTOCOL, 'requests = [["panda"]', 'requests = [["zeppelin"], ["panda"]'))
+    text = (place / "mine.toml").read_text()
+    (place / "mine.toml").write_text(text + '[neighbours.zeppelin]\nheld_out = ["bear"]\nreplayed = []\n')
+    config = preset("lacu-iconworld", {"evaluate": {"protocol": str(place / "mine.toml")}})
+    folder = model_folder("iconworld")
+    for asked, code in ((["panda"], None), (["zeppelin"], "has no concept 'zeppelin'")):
+        with pytest.raises(ExpungeError, match=code) if code else nullcontext():
+            check_requested(config, iconworld.vocabulary(), read_protocol(config.evaluate.protocol), folder, [asked])
 
 
 def test_a_leak_that_is_left_out_is_said_in_a_sentence(place: Path) -> None:

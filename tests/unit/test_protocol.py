@@ -119,3 +119,11 @@ def test_the_protocol_in_the_docs_can_be_used(tmp_path: Path) -> None:
     protocol = Protocol.read(tmp_path / "mine.toml")
     assert protocol.enough == 0.04
     assert {row.concept for row in retention_rows(protocol, VOCABULARY)} >= {"cat", "wolf", "lion"}
+
+
+def test_a_digest_is_of_what_decides_a_runs_pictures(protocol: Protocol) -> None:
+    said = protocol.model_dump(by_alias=True, exclude_unset=True)
+    for alike in ({"also": ["clip:some/model"]}, {"seeds_per_prompt": protocol.seeds_per_prompt}, {"enough": None}):
+        assert Protocol.model_validate({**said, **alike}).digest == protocol.digest
+    for other in ({"seed": protocol.seed + 1}, {"others": protocol.others[1:]}, {"enough": 0.04}):
+        assert Protocol.model_validate({**said, **other}).digest != protocol.digest

@@ -256,7 +256,7 @@ class Audit:
             rows = [row for row in rows if row.id in done.index or row.measures not in measured]
 
         def judge(missing: Sequence[Row]) -> pd.DataFrame:
-            backbone.to(processes().device).lay_out(compute_dtype(self.config.evaluate.precision))
+            backbone.to(processes().device)
             (table, *others), images = evaluate_each(
                 backbone,
                 missing,

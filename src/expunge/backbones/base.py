@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError, nearest
-from expunge.hardware import quick_layout
 
 
 def diffusers_class(name: str) -> Any:
@@ -151,10 +150,9 @@ class Backbone(ABC):
         self.pipeline.to(device)
         return self
 
-    def lay_out(self, dtype: torch.dtype) -> Self:
-        """Put the denoiser into the memory layout in which it is quick in `dtype`. Values do not change."""
-        self.denoiser.to(memory_format=quick_layout(self.device, dtype))  # type: ignore[call-overload]
-        return self
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Put the weights of the denoiser's convolutions into a memory layout. Values do not change."""
+        self.denoiser.to(memory_format=layout)  # type: ignore[call-overload]
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

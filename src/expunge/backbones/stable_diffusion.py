@@ -36,7 +36,7 @@ class StableDiffusion(Backbone):
 
     def __init__(self, pipeline: Any) -> None:
         super().__init__(pipeline)
-        # The autoencoder is faster in this layout whatever it is computed in; of the denoiser `engine.loaded` decides.
+        # The autoencoder is faster in this layout whatever it is computed in; that of the denoiser depends on it.
         pipeline.vae.to(memory_format=torch.channels_last)
         self._noising = diffusers_class("DDPMScheduler").from_config(pipeline.scheduler.config)
 

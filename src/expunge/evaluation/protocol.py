@@ -59,7 +59,7 @@ class Protocol(Strict):
     """A protocol file.
 
     Attributes:
-        model: name of the model that it measures: a built-in, a hub id, or the name of the pipeline's folder.
+        model: name of the model that it measures: a hub id, or the name of the pipeline's folder, also of a built-in one.
         judge: who judges its pictures: "iconworld", "clip:MODEL" or "vl:MODEL" (docs/judges.md).
         also: further judges of the same pictures, whose answers `expunge evaluate` sets beside those of `judge`.
         requests: the sequence of requests that the protocol is made for, each a list of concepts.
@@ -125,15 +125,15 @@ class Protocol(Strict):
         return self.model_copy(update={"sampler": self.sampler.model_copy(update=sampler)})
 
     @property
-    def names(self) -> list[str]:
-        """Of all concepts that it forgets or measures."""
-        groups = [group.names for group in self.neighbours.values()]
-        return [n for some in (*self.requests, *groups, self.others) for n in some]
+    def measured(self) -> list[str]:
+        """Names of the neighbours and of the others."""
+        return [n for names in (*(group.names for group in self.neighbours.values()), self.others) for n in names]
 
     @property
     def digest(self) -> str:
-        """Of what the file says: a setting that a later version adds, and that it leaves out, changes nothing."""
-        return digest_bytes(canonical_json(self.model_dump(mode="json", by_alias=True, exclude_unset=True)).encode())
+        """Of what decides a run's pictures. What is not said counts as its default."""
+        told = self.model_dump(mode="json", by_alias=True, exclude={"also"}, exclude_defaults=True)
+        return digest_bytes(canonical_json(told).encode())
 
     @property
     def held_out(self) -> frozenset[str]:

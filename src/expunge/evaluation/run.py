@@ -16,7 +16,7 @@ from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
 from expunge.files import digest_bytes
-from expunge.hardware import Precision, autocast, compute_dtype
+from expunge.hardware import Precision, autocast, compute_dtype, quick_layout
 
 Images = dict[str, np.ndarray]
 """{row id: picture `(h w 3)` uint8}"""
@@ -75,6 +75,7 @@ def evaluate_each(
 ) -> tuple[list[pd.DataFrame], Images]:
     """As `evaluate`, with a table for each of several judges of the same pictures; the first says what is `enough`."""
     dtype = compute_dtype(precision)
+    backbone.lay_out(quick_layout(backbone.device, dtype))
     # Autocast alone would convert the weights at every one of thousands of passes.
     denoiser = backbone.denoiser if dtype == torch.float32 else backbone.copy_denoiser(dtype)
     tables: list[dict[str, dict[str, object]]] = [{} for _ in judges]

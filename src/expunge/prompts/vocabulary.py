@@ -15,9 +15,9 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from expunge.concepts import Concept, article, mentions, words
 from expunge.errors import ExpungeError, nearest, quoted
@@ -45,6 +45,22 @@ class VocabularyConfig(Strict):
         return name if name == "iconworld" else from_anywhere(name)
 
 
+def _writable(phrase: str) -> str:
+    try:
+        written = phrase.format("value", a="a")
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{phrase!r} cannot be written: {{}} is the value, {{a}} its article, and nothing else"
+        ) from error
+    if "value" not in written:
+        raise ValueError(f"{phrase!r} does not say where the value stands: write {{}} there")
+    return phrase
+
+
+Phrase = Annotated[str, AfterValidator(_writable)]
+"""How a value is written; `{}` is the value, `{a}` its indefinite article."""
+
+
 class Slot(Strict):
     """A place in a prompt.
 
@@ -55,19 +71,24 @@ class Slot(Strict):
         plain: the value that is the same as leaving the slot open ("plain" style), if there is one.
     """
 
-    phrase: str
+    phrase: Phrase
     kind: str
     optional: bool = False
     plain: str | None = None
 
 
 class Group(Strict):
-    """Concepts that are near neighbours of each other, all of one slot."""
+    """Concepts that are near neighbours of each other, all of one slot.
+
+    Attributes:
+        kind, phrase: in place of the slot's.
+    """
 
     name: str
     slot: str
     concepts: tuple[str, ...] = Field(min_length=1)
     kind: str | None = None
+    phrase: Phrase | None = None
 
 
 class Vocabulary(Strict):
@@ -148,9 +169,9 @@ class Vocabulary(Strict):
     def forget_prompts(
         self, concept: Concept, replacements: Sequence[str], count: int, seed: int, avoid: frozenset[str]
     ) -> list[ForgetPrompt]:
-        slot = self.slot_of(concept.name)
+        slot, avoid = self.slot_of(concept.name), self._with_what_speaks_of(avoid | {concept.name})
         prompts: list[ForgetPrompt] = []
-        for template, scene in self._draw(self.templates, concept.name, count, seed, avoid | {concept.name}):
+        for template, scene in self._draw(self.templates, concept.name, count, seed, avoid):
             candidates = [Candidate(self.write(template, {**scene, slot: r}), r) for r in replacements]
             if self.slots[slot].plain is not None:  # elsewhere an open slot may show anything, the concept included
                 without = {s: v for s, v in scene.items() if s != slot}
@@ -162,7 +183,10 @@ class Vocabulary(Strict):
         allowed = [n for n in names if n not in avoid]
         if not allowed:
             raise ExpungeError("No concept is left to retain: every name is forgotten or held out.")
-        shares = [len(range(i, count, len(allowed))) for i in range(len(allowed))]
+        shares, avoid = (
+            [len(range(i, count, len(allowed))) for i in range(len(allowed))],
+            self._with_what_speaks_of(avoid),
+        )
         return [
             self.write(template, scene)
             for name, share in zip(allowed, shares, strict=True)
@@ -193,7 +217,8 @@ class Vocabulary(Strict):
             value = scene.get(match[1])
             if value is None:
                 return ""
-            return self.slots[match[1]].phrase.format(value, a=article(value))
+            own = next((group.phrase for group in self.groups if value in group.concepts), None)
+            return (own or self.slots[match[1]].phrase).format(value, a=article(value))
 
         return _SLOT.sub(phrase, template).strip()
 
@@ -211,10 +236,16 @@ class Vocabulary(Strict):
         return [n for n in names if not mentions(n, concept)]
 
     @cached_property
-    def _speaking(self) -> Mapping[str, frozenset[str]]:
-        """{name: the names that speak of it}: "ball" and "golf ball" of "ball"."""
-        concepts = {name: self._concept(group, name) for group in self.groups for name in group.concepts}
-        return {name: frozenset(n for n in concepts if mentions(n, concept)) for name, concept in concepts.items()}
+    def _speaking(self) -> dict[str, frozenset[str]]:
+        """{name: the names that speak of it}, of those that were asked about."""
+        return {}
+
+    def _with_what_speaks_of(self, names: frozenset[str]) -> frozenset[str]:
+        """`names`, and the names that speak of them: with "ball" also "golf ball"."""
+        for name in names - self._speaking.keys():
+            concept = self.concept(name)
+            self._speaking[name] = frozenset(n for n in self.names() if mentions(n, concept))
+        return names.union(*(self._speaking[name] for name in names))
 
     def _draw(
         self,
@@ -225,11 +256,10 @@ class Vocabulary(Strict):
         avoid: frozenset[str],
         scenes: Mapping[str, Sequence[str]] | None = None,
     ) -> list[tuple[str, dict[str, str]]]:
-        """`count` templates with scenes around `name`: of every other slot each value that speaks of nothing in `avoid` comes
-        up about equally often."""
+        """`count` templates with scenes around `name`: of every other slot each value that is not in `avoid` comes up about
+        equally often."""
         rng = random.Random(f"{seed}/{name}")
         fixed = self.slot_of(name)
-        gone = avoid.union(*(self._speaking.get(a, ()) for a in avoid))
         drawn: list[tuple[str, dict[str, str]]] = []
         template_deck = Deck(templates, rng)
         decks: dict[str, Deck[str | None]] = {}
@@ -237,7 +267,7 @@ class Vocabulary(Strict):
             if slot == fixed:
                 continue
             allowed = scenes[slot] if scenes is not None and slot in scenes else self.names(slot)
-            values: list[str | None] = [v for v in allowed if v not in gone]
+            values: list[str | None] = [v for v in allowed if v not in avoid]
             if description.optional:
                 values = [None if v == description.plain else v for v in values]
                 values += [None] * (None not in values)

@@ -19,8 +19,8 @@ COPY = "Restore it from a copy of the run."
 
 
 def cut_off(directory: RunDirectory, lines: Sequence[str]) -> str | None:
-    """Whether the chain ends with the event that was added last, in a sentence where it does not. A killed process may have
-    added one more.
+    """Whether the event that was last added is there, in a sentence where it is not. Processes that were killed, or found the
+    disk full, may have added more.
 
     Args:
         lines: of `events.jsonl`.
@@ -28,9 +28,10 @@ def cut_off(directory: RunDirectory, lines: Sequence[str]) -> str | None:
     path = directory.last_event
     if not path.exists():
         return f"{path.name} is missing. {COPY}" if len(lines) > 1 else None
-    if path.read_text(errors="replace") in [f"{digest_bytes(line.encode())}\n" for line in lines[-2:]]:
+    head = path.read_text(errors="replace").strip()
+    if any(digest_bytes(line.encode()) == head for line in reversed(lines)):
         return None
-    return f"events.jsonl does not end with the event that {path.name} says: events were cut off its end. {COPY}"
+    return f"events.jsonl does not have the event that {path.name} says: events were cut off its end. {COPY}"
 
 
 def check_events(directory: RunDirectory) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
-from expunge.concepts import Concept, check_name
+from expunge.concepts import Concept, alike, check_name
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
 from expunge.hardware import compute_dtype
@@ -139,8 +139,10 @@ def check_mapped(config: RunConfig, source: PromptSource, concepts: Sequence[Con
 def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:
     """Whether the protocol calls everything as the source does, and its judge can answer for every picture that `concepts`
     will lead to."""
-    for name in protocol.names:
-        if (own := source.concept(name).name) != name:
+    called = {name: source.concept(name).name for name in protocol.measured}
+    called |= {n: c.name for c in concepts for n in protocol.neighbours if any(alike(n, own) for own in c.names)}
+    for name, own in called.items():
+        if own != name:
             raise ExpungeError(
                 f"The protocol {protocol.name} says {name!r}, and the prompt source {own!r}. Write {own!r}."
             )

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from expunge import backbones, seeds
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept
-from expunge.engine import StepLog, frozen_teacher, loaded, train
+from expunge.engine import StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
+from expunge.hardware import processes
 from expunge.memory import peak_memory, room_for
 from expunge.methods import GradientMethod, Position, StepContext
 from expunge.prompts import PromptSource
@@ -114,7 +115,7 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     concepts = check_requested(config, source, protocol, folder, requests)
     known = [c for request in concepts for c in request]
     with room_for("the model"):
-        backbone = loaded(folder, config.train)
+        backbone = backbones.load(folder).to(processes().device)
     stored = backbones.stored_denoiser(folder)
     with tempfile.TemporaryDirectory() as scratch:
         rehearsal = _Rehearsal(config, backbone, source, protocol, stored, Path(scratch))

@@ -15,7 +15,6 @@ from PIL import Image
 from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
-from expunge.engine import loaded
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint, protocol_rows
 from expunge.evaluation.pixels import pixels
@@ -129,6 +128,11 @@ class Run:
                     f"run (`expunge request {path} CONCEPT`), or go on with it (`expunge resume {path}`)."
                 )
             if not run.directory.events():
+                if begun or run.directory.last_event.exists():
+                    raise ExpungeError(
+                        f"{run.directory.event_lines} is missing: {path} holds a run, and it does not say how it was made. "
+                        "Restore the file from a copy of the run."
+                    )
                 run.directory.announce(config, model_name(config.model.source, folder), run.protocol.digest)
             for names in groups[len(begun) :]:
                 run.request(*names)
@@ -477,7 +481,7 @@ class Run:
     def _load(self) -> Backbone:
         self._check_model()
         with whole("loading the model"):
-            return loaded(self._folder, self.config.train)
+            return backbones.load(self._folder).to(processes().device)
 
     def _check_rows(self) -> None:
         """Whether what will be painted is what the base model was judged by."""
