@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from expunge import iconworld
 from expunge.backbones import Backbone, Evaluations
-from expunge.constraints import L2, L2Config
+from expunge.constraints import L2, Constraint, L2Config
 from expunge.engine import TrainConfig, train
 from expunge.hardware import best_device
 from expunge.methods import METHODS, Earlier, StepContext
@@ -78,6 +79,7 @@ def run_step(
     seed: int = 0,
     changes: dict[str, Any] | None = None,
     served: dict[str, Any] | None = None,
+    constraints: Sequence[Constraint] = (L2(L2Config(weight=1e-3)),),
     on_step: Any = lambda _: None,
     **train_changes: Any,
 ) -> dict[str, Tensor]:
@@ -105,7 +107,7 @@ def run_step(
         step.teacher,
         using,
         state,
-        [L2(L2Config(weight=1e-3))],
+        constraints,
         base,
         config,
         seed=step.seed,

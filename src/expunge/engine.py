@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.constraints import Anchors, Constraint
-from expunge.errors import ExpungeError
+from expunge.errors import ExpungeError, nearest
 from expunge.files import append_line, load_tensors, metadata, save_tensors, write_text
 from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
 from expunge.methods import GradientMethod, Position
@@ -216,8 +216,11 @@ def train(
             accelerator.unscale_gradients(optimizer)
             if constraints:
                 with trained.constrained() as weights:
-                    values["regularize"] = sum(c.regularize(weights, anchors).item() for c in constraints)
+                    values["regularize"] = sum(float(c.regularize(weights, anchors)) for c in constraints)
+                _check_finite({"regularization": values["regularize"]}, done)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm).item()
+            if accelerator.scaler is None:  # which leaves out a step whose gradient overflowed
+                _check_finite({"gradient": norm}, done)
             optimizer.step()
             optimizer.zero_grad()
             done += 1
@@ -268,12 +271,13 @@ def _backward(
         with nullcontext() if last else accelerator.no_sync(denoiser):
             with accelerator.autocast(), attention:
                 losses = method.losses(method.batch(state, position, student), student, teacher, state)
+            _check_losses(method, losses)
             total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
             accelerator.backward(total / config.accumulation)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
     values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
-    _check_finite(values, step)
+    _check_finite({f"loss {name}": value for name, value in values.items()}, step)
     return values
 
 
@@ -312,10 +316,15 @@ class _HeldOut:
         for batch in self._batches:
             with self._accelerator.autocast():
                 losses = dict(self._method.losses(batch, student, self._teacher, self._state))
+            if "unlearn" not in losses:
+                raise ExpungeError(
+                    f"train.stop looks at the loss that forgets, which is called 'unlearn', and the method "
+                    f"{type(self._method).__name__} has none."
+                )
             forget = losses.pop("unlearn")
             distances += torch.stack([forget, sum(losses.values(), torch.zeros_like(forget))]) / len(self._batches)
         forget, retain = self._accelerator.reduce(distances, "mean").tolist()
-        _check_finite({"of the check": forget + retain}, done - 1)
+        _check_finite({"loss of the check": forget + retain}, done - 1)
         return Check(done, forget, retain)
 
 
@@ -340,11 +349,27 @@ def _attention(student: Predictor, config: TrainConfig) -> AbstractContextManage
     return trained_attention(student.backbone.device, height * width)
 
 
+def _check_losses(method: GradientMethod[Any, Any], losses: Mapping[str, Tensor]) -> None:
+    name = type(method).__name__
+    for loss, value in losses.items():
+        if loss not in method.weights:
+            raise ExpungeError(
+                f"The method {name} has the loss {loss!r}, to which its `weights` give no weight. "
+                f"{nearest(loss, method.weights)}"
+            )
+        if value.ndim:
+            raise ExpungeError(
+                f"The loss {loss!r} of the method {name} is of shape {tuple(value.shape)}, and no scalar."
+            )
+    if not losses:
+        raise ExpungeError(f"The method {name} has no loss in this step.")
+
+
 def _check_finite(values: Mapping[str, float], step: int) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
         raise ExpungeError(
-            f"The loss {' and '.join(bad)} is not finite at optimizer step {step + 1}. The model was not changed. "
+            f"The {' and the '.join(bad)} is not finite at optimizer step {step + 1}. The model was not changed. "
             "Lower learning_rate or strength, or use precision fp32, in a new run."
         )
 

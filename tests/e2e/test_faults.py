@@ -453,7 +453,7 @@ def test_words_that_change_what_models_are_compared_by_are_told_before_training(
     assert "the words that the prompt source offers were changed since" in said
     assert state(waiting) == before
     monkeypatch.setattr(iconworld, "vocabulary", own)
-    package.Run(waiting)._check_rows()
+    package.Run(waiting)._check_unchanged()
 
 
 def test_a_step_that_goes_on_with_other_words_is_trained_anew_on_these(
@@ -477,9 +477,22 @@ def test_a_protocol_that_was_edited_is_told_before_training(tmp_path: Path) -> N
     text = PROTOCOL.read_text()
     protocol.write_text(text)
     changes = {"evaluate": {"protocol": str(protocol)}}
-    package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_rows()
+    package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_unchanged()
     protocol.write_text(text.replace("guidance = ", "guidance = 1"))
     assert f"The protocol {protocol} is not what this run was made with" in expunge("resume", tmp_path / "run", code=2)
+
+
+def test_code_of_ones_own_that_was_edited_is_told_before_training(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    text = "from expunge.methods.naive import Naive\n\n\nclass Mine(Naive):\n    pass\n"
+    file.write_text(text)
+    (tmp_path / "mine.toml").write_text(f'[method]\nname = "{file}:Mine"\n[evaluate]\nprotocol = "{PROTOCOL}"\n')
+    run = package.Run.create(tmp_path / "run", requests=["panda"], preset_name=str(tmp_path / "mine.toml"))
+    run._check_unchanged()
+    file.write_text(text.replace("pass", "weights = {}"))
+    assert f"{file} is not the code that this run was made with" in expunge("resume", tmp_path / "run", code=2)
+    file.write_text(text)
+    run._check_unchanged()
 
 
 def test_settings_alone_are_no_run(finished_run: Path, tmp_path: Path) -> None:

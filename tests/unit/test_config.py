@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from expunge.errors import ExpungeError
+from expunge.files import digest_file
 from expunge.methods import METHODS
 from expunge.prompts import LlmConfig
 from expunge.stream import PRESETS, Run, RunConfig, preset, summary_schema
@@ -115,6 +116,80 @@ def test_a_method_of_ones_own_is_named_by_file_and_class(tmp_path: Path) -> None
         preset("lacu-iconworld", {"method": {"name": f"{file}:Other"}})
     with pytest.raises(ExpungeError, match="no preset 'lacu'"):
         preset("lacu")
+
+
+OWN = """from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from expunge.constraints import Anchors, Constraint, ConstraintConfig
+from expunge.methods.naive import Count, Naive, NaiveConfig
+
+
+@dataclass(frozen=True)
+class State:
+    weights: Mapping[str, Tensor]
+
+
+class MineConfig(NaiveConfig):
+    many: Count = 3
+
+
+class Mine(Naive):
+    Config = MineConfig
+
+
+class Shrink(Constraint):
+    Config = ConstraintConfig
+
+    def regularize(self, parameters: Mapping[str, nn.Parameter], anchors: Anchors) -> Tensor:
+        return torch.zeros(())
+"""
+
+
+def test_a_method_and_a_constraint_of_ones_own_may_be_written_as_ours_are(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(OWN)
+    preset_file = tmp_path / "mine.toml"
+    preset_file.write_text(
+        f'[method]\nname = "{file}:Mine"\nmapping_candidates = 2\n[[constraints]]\nname = "{file}:Shrink"\n'
+    )
+    config = preset(str(preset_file))
+    assert type(config.build_method()).__name__ == "Mine"
+    assert [type(c).__name__ for c in config.build_constraints()] == ["Shrink"]
+    assert type(config.build_method()) is type(config.build_method())
+    assert config.own_code == {str(file): digest_file(file)}
+    assert preset("lacu-iconworld").own_code == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("class Mine(Naive):", "class Mine(Naive:", "line 22 cannot be run: SyntaxError: invalid syntax."),
+        (
+            "from torch import",
+            "from torhc import",
+            "line 7 cannot be run: ModuleNotFoundError: No module named 'torhc'",
+        ),
+        ("    def regularize", "    def regularise", "Shrink in .* lacks regularize, which a Constraint has"),
+        (
+            "Config = ConstraintConfig",
+            "Config = dict",
+            "Shrink in .* lacks a class Config, which is a ConstraintConfig",
+        ),
+        ("class Shrink(Constraint)", "class Shrink", "has no class 'Shrink' that is a Constraint"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_file_is_a_sentence(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    file = tmp_path / "mine.py"
+    assert old in OWN
+    file.write_text(OWN.replace(old, new))
+    with pytest.raises(ExpungeError, match=sentence):
+        preset("lacu-iconworld", {"constraints": [{"name": f"{file}:Shrink"}]})
 
 
 def test_files_are_named_so_that_they_are_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

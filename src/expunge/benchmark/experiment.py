@@ -86,8 +86,8 @@ class Experiment(Strict):
         for name, variant in experiment.variants.items():
             if variant.preset not in PRESETS and not Path(variant.preset).is_file():
                 raise ExpungeError(
-                    f"The variant {name!r} in {path} names the preset {variant.preset!r}, which does not exist. "
-                    f"{nearest(variant.preset, PRESETS)}"
+                    f"The variant {name!r} in {path} names the preset {variant.preset!r}, which does not exist: "
+                    f"neither a preset nor a file from {Path.cwd()}. {nearest(variant.preset, PRESETS)}"
                 )
         return experiment
 

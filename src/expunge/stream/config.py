@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,11 +13,13 @@ from expunge import iconworld, reference, seeds
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
 from expunge.errors import ExpungeError, nearest, quoted
+from expunge.files import digest_file
 from expunge.hardware import Precision, settled
 from expunge.methods import METHODS, GradientMethod
 from expunge.prompts import FolderConfig, LlmConfig, VocabularyConfig
 from expunge.replay import ReplayConfig
 from expunge.schema import Strict, from_anywhere, parse_toml, read_text, read_toml, validated
+from expunge.stream.own import named_class, own_file, whole_name
 
 DEFAULT_PRESET = "anchored-iconworld"
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
@@ -129,7 +130,8 @@ class RunConfig(TomlConfig):
         keep: weights of how many accepted steps stay on disk, the latest ones; left out, all.
         model: M(0), on which requests are served.
         method: how a concept is forgotten. `name` may also be `file.py:Class`, a method of your own; left out, it is `lacu`.
-        constraints: what holds the weights near earlier ones while they are trained. The list may be empty.
+        constraints: what holds the weights near earlier ones while they are trained. The list may be empty; `name` may be
+            `file.py:Class` here too.
         replay: how the teacher paints what is trained on.
         train: the optimizer, and for how long.
         prompts: where prompts come from (docs/prompts.md); without a `source`, from a vocabulary.
@@ -170,14 +172,14 @@ class RunConfig(TomlConfig):
         config = method_class(name).Config
         if published:
             section |= {f: v for f, v in reference.METHOD_SETTINGS.items() if f in config.model_fields}
-        file, colon, own = name.rpartition(":")
-        data["method"] = {"name": f"{from_anywhere(file)}{colon}{own}", **config.model_validate(section).model_dump()}
+        data["method"] = {"name": whole_name(name), **config.model_validate(section).model_dump()}
         constraints = data.get("constraints", ())
         if not isinstance(constraints, (list, tuple)) or not all(isinstance(c, dict) for c in constraints):
             raise ValueError(
                 "constraints is a list of tables; change it in a preset file of your own (--preset FILE.toml)"
             )
-        data["constraints"] = [_constraint(c).config.model_dump() for c in constraints]
+        found = [_constraint(c).config.model_dump() for c in constraints]
+        data["constraints"] = [{**fields, "name": whole_name(fields["name"])} for fields in found]
         return data
 
     @model_validator(mode="after")
@@ -220,6 +222,12 @@ class RunConfig(TomlConfig):
         """Without the file that it is in: where that lay on someone's disk is nobody's business."""
         return str(self.method["name"]).rpartition(":")[2]
 
+    @property
+    def own_code(self) -> dict[str, str]:
+        """{file of a method or constraint of one's own: its digest}"""
+        names = (self.method["name"], *(section["name"] for section in self.constraints))
+        return {str(file): digest_file(file) for file in map(own_file, names) if file}
+
     def frozen(self, model_digest: str) -> Self:
         """This configuration with all that the model and the machine decide written out: it means the same ever after."""
         return self.model_copy(
@@ -241,32 +249,12 @@ def preset(name: str, changes: Mapping[str, Any] = {}) -> RunConfig:
 
 
 def method_class(name: str) -> type[GradientMethod[Any, Any]]:
-    """The method `name` means: one of `METHODS`, or `file.py:Class`.
-
-    Raises:
-        ExpungeError: when there is none.
-    """
-    if name in METHODS:
-        return METHODS[name]
-    file, colon, attribute = name.rpartition(":")
-    if not colon:
-        raise ExpungeError(f"There is no method {name!r}. {nearest(name, METHODS)} Your own is given as file.py:Class.")
-    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
-    if spec is None or spec.loader is None or not Path(file).is_file():
-        raise ExpungeError(f"The method {name!r} names no Python file.")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    cls = getattr(module, attribute, None)
-    if not (isinstance(cls, type) and issubclass(cls, GradientMethod)):
-        raise ExpungeError(f"{file} has no class {attribute!r} that is a GradientMethod.")
-    return cls
+    """The method that `name` means; raises as `named_class` does."""
+    return named_class(name, METHODS, GradientMethod)
 
 
 def _constraint(section: Mapping[str, Any]) -> Constraint:
-    name = str(section.get("name", ""))
-    if name not in CONSTRAINTS:
-        raise ExpungeError(f"There is no constraint {name!r}. {nearest(name, CONSTRAINTS)}")
-    cls = CONSTRAINTS[name]
+    cls = named_class(str(section.get("name", "")), CONSTRAINTS, Constraint)
     return cls(cls.Config.model_validate(section))
 
 

@@ -142,6 +142,7 @@ class RunDirectory:
             model=config.model.digest,
             name=name,
             protocol=protocol,
+            code=config.own_code,
         )
 
     # -- append-only files ----------------------------------------------------------------------------------------

@@ -215,7 +215,7 @@ class Run:
             check_measured(self.directory)
             check_model(self.directory)
             if self.open_requests:
-                self._check_rows()
+                self._check_unchanged()
             self.directory.forget_damaged()
             self._write_summary()  # a process that was killed may have left it a step behind
             if batch and self.open_requests:
@@ -483,9 +483,15 @@ class Run:
         with whole("loading the model"):
             return backbones.load(self._folder).to(processes().device)
 
-    def _check_rows(self) -> None:
-        """Whether what will be painted is what the base model was judged by."""
+    def _check_unchanged(self) -> None:
+        """Whether what will be painted is what the base model was judged by, and the code of one's own is what it was."""
         created = self.directory.events()[0]
+        code = self.config.own_code
+        if edited := [file for file, digest in code.items() if created.get("code", code).get(file) != digest]:
+            raise ExpungeError(
+                f"{edited[0]} is not the code that this run was made with, so that its steps would not be of one method. Put "
+                "it back as it was, or make a new run with it."
+            )
         if created.get("protocol", self.protocol.digest) != self.protocol.digest:
             raise ExpungeError(
                 f"The protocol {self.config.evaluate.protocol} is not what this run was made with, so that models would be "
