@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,13 +12,11 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from expunge import backbones
-from expunge.backbones import Backbone, Evaluations, Predictor, load
+from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import mentions
-from expunge.constraints import L2
 from expunge.engine import StepLog
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Position
-from expunge.stream import preset
 from steps import SMALL, built, context, in_fixed_order, log, run_step
 
 pytestmark = pytest.mark.parametrize("method", METHODS)
@@ -216,49 +213,6 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(
 
     with pytest.raises(ExpungeError, match="is not finite at optimizer step 2"):
         run_step(backbone, tmp_path, method=method, parameters=parameters, on_step=spoil)
-
-
-def test_the_page_about_ones_own_method_is_true(
-    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "own.md").read_text()
-    (tmp_path / "gentle.py").write_text(page.split("```python\n")[1].split("```")[0])
-    (tmp_path / "mine.toml").write_text(page.split("```toml\n")[1].split("```")[0])
-    monkeypatch.chdir(tmp_path)
-    config = preset("mine.toml")
-    (own,) = config.build_constraints()
-    cls = type(config.build_method())
-    monkeypatch.setitem(METHODS, "gentle", cls)
-    monkeypatch.setitem(SMALL, "gentle", {**SMALL["naive"], "lambda_keep": 1.0})
-    run_step(load(sd_folder), tmp_path, method="gentle", constraints=[own])
-    losses = log(tmp_path)[-1]["losses"]
-    assert losses.keys() == {"unlearn", "keep", "regularize"}
-    assert losses["regularize"] > 0
-
-
-@pytest.mark.parametrize(
-    ("spoil", "sentence"),
-    [
-        (lambda losses: {"unlaern": losses["unlearn"]}, "has the loss 'unlaern', .* Did you mean unlearn"),
-        (lambda losses: {"unlearn": losses["unlearn"].expand(2)}, r"'unlearn' of the method Naive is of shape \(2,\)"),
-        (lambda losses: {}, "The method Naive has no loss in this step"),
-    ],
-)
-def test_what_a_method_hands_back_is_looked_at(
-    spoil: Callable[[Any], Any], sentence: str, sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = METHODS["naive"].losses
-    monkeypatch.setattr(METHODS["naive"], "losses", lambda *told: spoil(right(*told)))
-    with pytest.raises(ExpungeError, match=sentence):
-        run_step(load(sd_folder), tmp_path, method="naive")
-
-
-def test_a_constraint_that_is_not_finite_stops_with_a_sentence(
-    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(L2, "regularize", lambda *_: torch.tensor(torch.nan))
-    with pytest.raises(ExpungeError, match="The regularization is not finite at optimizer step 1"):
-        run_step(load(sd_folder), tmp_path, method="lacu")
 
 
 def _equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

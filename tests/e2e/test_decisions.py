@@ -260,7 +260,7 @@ def test_a_head_that_was_kept_tells_what_the_run_alone_cannot(copy: RunDirectory
     expunge("verify", copy.path, "--head", head)
     before = copy.events()[-1]["previous"]
     copy.event_lines.write_text("".join(copy.event_lines.read_text().splitlines(keepends=True)[:-1]))
-    assert "events.jsonl does not end with the event that events.head says" in wrong(copy)
+    assert "events.jsonl does not have the event that events.head says" in wrong(copy)
     copy.last_event.write_text(f"{before}\n")  # somebody who knows how it is done
     assert verify(copy.path).problems == ()
     assert "The chain does not go through" in expunge("verify", copy.path, "--head", head, code=1)

@@ -47,7 +47,9 @@ def blank(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def seen(enough: float | None, told: Any = None) -> tuple[pd.DataFrame, list[tuple[int, int]]]:
     steps: list[tuple[int, int]] = []
-    backbone: Any = type("Backbone", (), {"denoiser": None})
+    backbone: Any = type(
+        "Backbone", (), {"denoiser": None, "device": torch.device("cpu"), "lay_out": lambda layout: None}
+    )
     table, _ = evaluate(
         backbone, ROWS, PROTOCOL.sampler, told or Told(), lambda *done: steps.append(done), enough=enough
     )

@@ -26,7 +26,9 @@ MAKE: dict[str, Callable[[Path], Judge]] = {
 
 def judged(judge: Judge, pictures: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
     monkeypatch.setattr(run, "paint", lambda *_: pictures)
-    backbone: Any = type("Backbone", (), {"denoiser": None})
+    backbone: Any = type(
+        "Backbone", (), {"denoiser": None, "device": torch.device("cpu"), "lay_out": lambda layout: None}
+    )
     return run.evaluate(backbone, ROWS, PROTOCOL.sampler, judge)[0].set_index("row")
 
 

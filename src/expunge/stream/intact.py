@@ -28,8 +28,8 @@ def cut_off(directory: RunDirectory, lines: Sequence[str]) -> str | None:
     path = directory.last_event
     if not path.exists():
         return f"{path.name} is missing. {COPY}" if len(lines) > 1 else None
-    head = path.read_text(errors="replace").strip()
-    if any(digest_bytes(line.encode()) == head for line in reversed(lines)):
+    head = path.read_text(errors="replace")
+    if any(f"{digest_bytes(line.encode())}\n" == head for line in reversed(lines)):
         return None
     return f"events.jsonl does not have the event that {path.name} says: events were cut off its end. {COPY}"
 
