@@ -183,10 +183,8 @@ class Vocabulary(Strict):
         allowed = [n for n in names if n not in avoid]
         if not allowed:
             raise ExpungeError("No concept is left to retain: every name is forgotten or held out.")
-        shares, avoid = (
-            [len(range(i, count, len(allowed))) for i in range(len(allowed))],
-            self._with_what_speaks_of(avoid),
-        )
+        shares = [len(range(i, count, len(allowed))) for i in range(len(allowed))]
+        avoid = self._with_what_speaks_of(avoid)
         return [
             self.write(template, scene)
             for name, share in zip(allowed, shares, strict=True)
