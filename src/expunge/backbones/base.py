@@ -64,14 +64,20 @@ Solver = Generator[tuple[Tensor, Tensor], Tensor, Tensor]
 returns clean latents. So whoever predicts decides what shares a pass."""
 
 
-def solved(solver: Solver, predict: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """What `solver` returns, each of its questions answered by `predict`."""
-    asked = next(solver)
-    while True:
-        try:
-            asked = solver.send(predict(*asked))
-        except StopIteration as end:
-            return cast(Tensor, end.value)
+def solved(
+    solvers: Sequence[Solver], predict: Callable[[Mapping[int, tuple[Tensor, Tensor]]], Sequence[Tensor]]
+) -> list[Tensor]:
+    """What each of `solvers` returns. `predict` is asked for all that have not ended, by their places, at once."""
+    asked = {i: next(solver) for i, solver in enumerate(solvers)}
+    clean: dict[int, Tensor] = {}
+    while asked:
+        for i, prediction in zip([*asked], predict(asked), strict=True):
+            try:
+                asked[i] = solvers[i].send(prediction)
+            except StopIteration as end:
+                clean[i] = end.value
+                del asked[i]
+    return [clean[i] for i in range(len(solvers))]
 
 
 @dataclass
@@ -263,7 +269,8 @@ class Backbone(ABC):
             without, with_prompt = both.chunk(2)
             return without + guidance * (with_prompt - without)
 
-        return solved(self.solving(generators, steps=steps, solver=solver), predict)
+        (clean,) = solved([self.solving(generators, steps=steps, solver=solver)], lambda asked: [predict(*asked[0])])
+        return clean
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -304,7 +311,8 @@ class Predictor:
     ) -> Tensor:
         """Latents `(b c h w)` without guidance, as replay uses them."""
         work = self.backbone.solving(generators, steps=steps, solver=solver)
-        return solved(work, lambda noisy, t: self(noisy, t, conditioning))
+        (clean,) = solved([work], lambda asked: [self(*asked[0], conditioning)])
+        return clean
 
     @torch.no_grad()
     def trajectories(
@@ -315,14 +323,13 @@ class Predictor:
         """
         solvers = [self.backbone.solving(generators, steps=steps, solver=solver) for _, generators, steps in parts]
         points: list[list[tuple[Tensor, ...]]] = [[] for _ in parts]
-        asked = {i: next(work) for i, work in enumerate(solvers)}
-        while asked:
+
+        def predict(asked: Mapping[int, tuple[Tensor, Tensor]]) -> list[Tensor]:
             found = self.each([(noisy, t, parts[i][0]) for i, (noisy, t) in asked.items()])
-            for (i, (noisy, t)), prediction in zip([*asked.items()], found, strict=True):
+            for (i, (noisy, t)), prediction in zip(asked.items(), found, strict=True):
                 points[i].append((noisy, t.float(), prediction))
-                try:
-                    asked[i] = solvers[i].send(prediction)
-                except StopIteration:
-                    del asked[i]
+            return found
+
+        solved(solvers, predict)
         ways = [[torch.stack(of) for of in zip(*met, strict=True)] for met in points]
         return [(latents, t, predictions) for latents, t, predictions in ways]
