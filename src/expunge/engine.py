@@ -25,9 +25,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from expunge.backbones import Backbone, Evaluations, Predictor
+from expunge.checkpoint import keep_log_until, restore_checkpoint, store_checkpoint
 from expunge.constraints import Anchors, Constraint
 from expunge.errors import ExpungeError, nearest
-from expunge.files import append_line, load_tensors, metadata, save_tensors, write_text
+from expunge.files import append_line
 from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
 from expunge.methods import GradientMethod, Position
 from expunge.reference import PREDICTORS, EngineName, Regularized
@@ -187,9 +188,9 @@ def train(
         )
         held = _previous(trained, teacher, method) if constraints else {}
         own = dict(backbone.denoiser.named_parameters())
-        done, checks = _restore(checkpoint, parameters, optimizer, accelerator.scaler)
+        done, checks = restore_checkpoint(checkpoint, parameters, optimizer, accelerator.scaler)
         if accelerator.is_main_process:
-            _keep_log_until(log, done)
+            keep_log_until(log, done)
         denoiser, optimizer = accelerator.prepare(backbone.denoiser, optimizer)
         student = replace(teacher, denoiser=denoiser, evaluations=evaluations)
         anchors = Anchors(
@@ -234,7 +235,7 @@ def train(
                 append_line(log, json.dumps(vars(entry)))
                 on_step(entry)
                 if done % config.checkpoint_steps == 0 or stopped:
-                    _store(checkpoint, done, parameters, optimizer.optimizer, accelerator.scaler, checks)
+                    store_checkpoint(checkpoint, done, parameters, optimizer.optimizer, accelerator.scaler, checks)
         accelerator.wait_for_everyone()
         accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
         return Kept(parameters, optimizer.optimizer.state, anchors)
@@ -372,66 +373,3 @@ def _check_finite(values: Mapping[str, float], step: int) -> None:
             f"The {' and the '.join(bad)} is not finite at optimizer step {step + 1}. The model was not changed. "
             "Lower learning_rate or strength, or use precision fp32, in a new run."
         )
-
-
-# -- checkpoints: parameters, AdamW moments, steps done, checks -----------------------------------------------------------
-
-
-def _store(
-    folder: Path,
-    done: int,
-    parameters: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.Optimizer,
-    scaler: Any,
-    checks: Sequence[Check],
-) -> None:
-    tensors: dict[str, Tensor] = {}
-    if checks:
-        tensors["checks"] = torch.tensor([[c.step, c.forget, c.retain] for c in checks], dtype=torch.float64)
-    for name, parameter in parameters.items():
-        tensors[f"parameter.{name}"] = parameter
-        # AdamW has no state yet where every step so far overflowed in fp16, and counts the steps that it really made.
-        tensors |= {f"{key}.{name}": value for key, value in optimizer.state.get(parameter, {}).items()}
-    name = f"train-{done:06d}.safetensors"
-    scale = json.dumps(scaler.state_dict()) if scaler is not None else "{}"
-    save_tensors(folder / name, tensors, ("scaler", scale))
-    write_text(folder / "latest", name)
-    for old in folder.glob("train-*.safetensors"):
-        if old.name != name:
-            old.unlink()
-
-
-def _restore(
-    folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: Any
-) -> tuple[int, list[Check]]:
-    """Load the latest checkpoint into parameters and optimizer; how many steps it had done (0 without one), its checks."""
-    latest = folder / "latest"
-    if not latest.exists():
-        return 0, []
-    path = folder / latest.read_text()
-    tensors = load_tensors(path)
-    done = int(path.stem.removeprefix("train-"))
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(tensors[f"parameter.{name}"])
-            if f"step.{name}" in tensors:
-                moments = {
-                    k: torch.empty_like(parameter).copy_(tensors[f"{k}.{name}"]) for k in ("exp_avg", "exp_avg_sq")
-                }
-                optimizer.state[parameter] = {"step": tensors[f"step.{name}"].clone(), **moments}
-    if scaler is not None:
-        scaler.load_state_dict(json.loads(metadata(path)["scaler"]))
-    rows = tensors["checks"].tolist() if "checks" in tensors else []
-    return done, [Check(int(step), forget, retain) for step, forget, retain in rows]
-
-
-def forget_checkpoint(folder: Path) -> None:
-    """Let training begin anew."""
-    (folder / "latest").unlink(missing_ok=True)
-
-
-def _keep_log_until(log: Path, done: int) -> None:
-    """Drop the lines of steps that were done after the checkpoint and will be done again."""
-    if log.exists():
-        kept = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
-        write_text(log, "".join(line for line in kept if json.loads(line)["step"] <= done))

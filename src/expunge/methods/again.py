@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from expunge import seeds
 from expunge.concepts import Concept
 from expunge.locality import Choice
+from expunge.methods.aims import Aim
 from expunge.methods.base import Earlier, StepContext
 from expunge.methods.mapping import leak, pairs
-from expunge.methods.resteering import Aim, ResteeringConfig, resteer
+from expunge.methods.resteering import ResteeringConfig, resteer
 
 
 @dataclass(frozen=True)

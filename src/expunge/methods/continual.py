@@ -30,19 +30,10 @@ from pydantic import Field
 
 from expunge.locality import Choice
 from expunge.methods.again import steer_again
+from expunge.methods.aims import Aim, Scenes, replay_seed
 from expunge.methods.base import StepContext
 from expunge.methods.mapping import Count, Neighbours, pairs
-from expunge.methods.resteering import (
-    Aim,
-    Plan,
-    Resteering,
-    ResteeringConfig,
-    Scenes,
-    Weight,
-    record_of,
-    replay_seed,
-    resteer,
-)
+from expunge.methods.resteering import Plan, Resteering, ResteeringConfig, Weight, record_of, resteer
 from expunge.methods.retain import RetainConfig, retain_prompts
 from expunge.methods.warm_start import WarmStart, WarmStartConfig, warm_start
 

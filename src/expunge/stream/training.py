@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from expunge.backbones import Evaluations, Predictor
+from expunge.checkpoint import forget_checkpoint
 from expunge.concepts import Concept, Request
-from expunge.engine import Kept, StepLog, forget_checkpoint, frozen_teacher, train
+from expunge.engine import Kept, StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.files import check_room, json_text, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import autocast
