@@ -46,11 +46,12 @@ class Result(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
 
-def validated(cls: type[_Model], data: Any, where: str) -> _Model:
+def validated(cls: type[_Model], data: Any, where: str, context: Any = None) -> _Model:
     """`data` as a `cls`.
 
     Args:
         where: what it was read from, as the start of a sentence.
+        context: what the model's validators are told.
 
     Raises:
         ExpungeError: when a newer version of Expunge wrote it, or it does not fit.
@@ -63,7 +64,7 @@ def validated(cls: type[_Model], data: Any, where: str) -> _Model:
             f"{known}. Update Expunge."
         )
     try:
-        return cls.model_validate(data)
+        return cls.model_validate(data, context=context)
     except ValidationError as error:
         raise ExpungeError(f"{where} cannot be used: {sentences(error)}") from error
 
@@ -88,9 +89,9 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
         raise ExpungeError(f"{where} cannot be used: it is not valid TOML ({error}).") from error
 
 
-def read_toml(cls: type[_Model], path: Path, where: str) -> _Model:
+def read_toml(cls: type[_Model], path: Path, where: str, context: Any = None) -> _Model:
     """The TOML file at `path` as a `cls`; raises as `validated` does."""
-    return validated(cls, parse_toml(read_text(path, where), where), where)
+    return validated(cls, parse_toml(read_text(path, where), where), where, context)
 
 
 def sentences(error: ValidationError) -> str:

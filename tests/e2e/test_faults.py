@@ -495,6 +495,25 @@ def test_code_of_ones_own_that_was_edited_is_told_before_training(tmp_path: Path
     run._check_unchanged()
 
 
+def test_a_run_can_be_looked_at_without_the_code_that_made_it(tmp_path: Path) -> None:
+    """`verify` and `status` run no code of the run's owner, which may be broken or gone by then."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from expunge.constraints import L2, ConstraintConfig\nfrom expunge.methods.naive import Naive\n\n\n"
+        "class Mine(Naive):\n    pass\n\n\nclass Near(L2):\n    Config = ConstraintConfig\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        f'[method]\nname = "{file}:Mine"\n[[constraints]]\nname = "{file}:Near"\n[evaluate]\nprotocol = "{PROTOCOL}"\n'
+    )
+    run = package.Run.create(tmp_path / "run", requests=["panda"], preset_name=str(tmp_path / "mine.toml"))
+    for spoil in (lambda: file.write_text("raise SystemExit(9)"), file.unlink):
+        spoil()
+        assert package.Run(tmp_path / "run").config == run.config
+        assert "panda" in expunge("status", tmp_path / "run")
+        expunge("verify", tmp_path / "run")
+        assert f"{file} is not the code that this run was made with" in expunge("resume", tmp_path / "run", code=2)
+
+
 def test_settings_alone_are_no_run(finished_run: Path, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     shutil.copy(finished_run / "run.toml", tmp_path / "run")

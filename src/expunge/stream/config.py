@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from expunge import iconworld, reference, seeds
 from expunge.constraints import CONSTRAINTS, Constraint
@@ -22,6 +22,7 @@ from expunge.schema import Strict, from_anywhere, parse_toml, read_text, read_to
 from expunge.stream.own import named_class, own_file, whole_name
 
 DEFAULT_PRESET = "anchored-iconworld"
+_FROZEN = "a run's own file"
 PRESETS = {path.stem: path for path in sorted((Path(__file__).parent.parent / "presets").glob("*.toml"))}
 
 
@@ -151,9 +152,14 @@ class RunConfig(TomlConfig):
     evaluate: EvaluateConfig = EvaluateConfig()
     gate: GateConfig = GateConfig()
 
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """A `run.toml`. Code of one's own wrote its settings out when the run was made; it is not run to look at them."""
+        return read_toml(cls, path, str(path), _FROZEN)
+
     @model_validator(mode="before")
     @classmethod
-    def _written_out(cls, data: Any) -> Any:
+    def _written_out(cls, data: Any, info: ValidationInfo) -> Any:
         if not isinstance(data, dict):
             return data
         data = dict(data)
@@ -168,18 +174,21 @@ class RunConfig(TomlConfig):
         section = data.get("method", {"name": "lacu"})
         if not isinstance(section, dict) or not isinstance(name := section.get("name", "lacu"), str):
             raise ValueError('method is a table with a name, e.g. name = "lacu"')
-        section = {field: value for field, value in section.items() if field != "name"}
-        config = method_class(name).Config
-        if published:
-            section |= {f: v for f, v in reference.METHOD_SETTINGS.items() if f in config.model_fields}
-        data["method"] = {"name": whole_name(name), **config.model_validate(section).model_dump()}
+        if not (info.context is _FROZEN and own_file(name)):
+            section = {field: value for field, value in section.items() if field != "name"}
+            config = method_class(name).Config
+            if published:
+                section |= {f: v for f, v in reference.METHOD_SETTINGS.items() if f in config.model_fields}
+            data["method"] = {"name": whole_name(name), **config.model_validate(section).model_dump()}
         constraints = data.get("constraints", ())
         if not isinstance(constraints, (list, tuple)) or not all(isinstance(c, dict) for c in constraints):
             raise ValueError(
                 "constraints is a list of tables; change it in a preset file of your own (--preset FILE.toml)"
             )
-        found = [_constraint(c).config.model_dump() for c in constraints]
-        data["constraints"] = [{**fields, "name": whole_name(fields["name"])} for fields in found]
+        data["constraints"] = [
+            c if info.context is _FROZEN and own_file(str(c.get("name", ""))) else _written_constraint(c)
+            for c in constraints
+        ]
         return data
 
     @model_validator(mode="after")
@@ -224,9 +233,10 @@ class RunConfig(TomlConfig):
 
     @property
     def own_code(self) -> dict[str, str]:
-        """{file of a method or constraint of one's own: its digest}"""
+        """{file of a method or constraint of one's own: its digest, "" where it is not there}"""
         names = (self.method["name"], *(section["name"] for section in self.constraints))
-        return {str(file): digest_file(file) for file in map(own_file, names) if file}
+        files = {file for file in map(own_file, names) if file}
+        return {str(file): digest_file(file) if file.is_file() else "" for file in sorted(files)}
 
     def frozen(self, model_digest: str) -> Self:
         """This configuration with all that the model and the machine decide written out: it means the same ever after."""
@@ -256,6 +266,11 @@ def method_class(name: str) -> type[GradientMethod[Any, Any]]:
 def _constraint(section: Mapping[str, Any]) -> Constraint:
     cls = named_class(str(section.get("name", "")), CONSTRAINTS, Constraint)
     return cls(cls.Config.model_validate(section))
+
+
+def _written_constraint(section: Mapping[str, Any]) -> dict[str, Any]:
+    fields = _constraint(section).config.model_dump()
+    return {**fields, "name": whole_name(fields["name"])}
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -492,6 +492,8 @@ class Run:
                 f"{edited[0]} is not the code that this run was made with, so that its steps would not be of one method. Put "
                 "it back as it was, or make a new run with it."
             )
+        self.config.build_method()  # which may need what was installed once, and is not here
+        self.config.build_constraints()
         if created.get("protocol", self.protocol.digest) != self.protocol.digest:
             raise ExpungeError(
                 f"The protocol {self.config.evaluate.protocol} is not what this run was made with, so that models would be "
