@@ -181,7 +181,9 @@ def train(
     precision = settled(config.precision)
     processes()
     accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
-    with trainable(backbone, config.parameters, config.lora, seed) as trained:
+    # The published loop encodes prompts all the time.
+    waiting = nullcontext() if config.engine == "reference" else backbone.denoiser_alone()
+    with waiting, trainable(backbone, config.parameters, config.lora, seed) as trained:
         parameters = trained.parameters
         optimizer = torch.optim.AdamW(
             parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay

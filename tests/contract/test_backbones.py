@@ -9,7 +9,7 @@ import functools
 import json
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,12 +27,13 @@ from diffusers import (
     TCDScheduler,
 )
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import tiny
 from expunge import backbones
 from expunge.backbones import Backbone, Conditioning, Evaluations, Predictor
 from expunge.errors import ExpungeError
+from expunge.hardware import best_device
 from expunge.replay import Sampler, trace
 from expunge.seeds import generator
 
@@ -211,6 +212,29 @@ def test_a_copy_shares_what_does_not_change_and_follows_nothing(model_folder: Pa
     other = backbone.copy_denoiser(torch.bfloat16, changing)
     assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in own.values()} == {torch.float32}
+
+
+def test_what_makes_prompts_and_pictures_waits_while_the_denoiser_is_alone(model_folder: Path) -> None:
+    """On a CPU nothing can move; what is looked at is where each component is sent, also where the block ends in an error."""
+    backbone = backbones.load(model_folder).to(best_device())
+    sent: dict[str, list[str]] = {}
+    for name, component in backbone.pipeline.components.items():
+        if isinstance(component, nn.Module):
+            sent[name] = []
+            component.to = lambda place, said=sent[name], to=component.to: (said.append(str(place)), to(place))
+    with suppress(KeyboardInterrupt), backbone.denoiser_alone():
+        assert {name for name, places in sent.items() if places == ["cpu"]} == {*sent} - {backbone.denoiser_name}
+        told = backbone.encode(PROMPTS)
+        assert all(tensor.device == backbone.device for tensor in told.tensors.values())
+        pictures = backbone.decode(backbone.noise([generator(0, "a")]).to(backbone.device))
+        raise KeyboardInterrupt
+    assert sent.pop(backbone.denoiser_name) == []
+    assert all(places == ["cpu", str(backbone.device)] for places in sent.values())
+    assert len(sent) > 1
+    assert pictures.isfinite().all()
+    again = backbone.encode(PROMPTS)
+    for name, tensor in told.tensors.items():
+        torch.testing.assert_close(tensor, again.tensors[name], atol=1e-4, rtol=1e-4)
 
 
 def test_a_prompt_that_occurs_again_is_not_encoded_again(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

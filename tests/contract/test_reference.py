@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,26 @@ def test_networks_lie_as_they_are_quick_and_the_references_as_they_are_stored(sd
             assert of.is_contiguous(memory_format=torch.channels_last) == last
         found.append(teacher(*asked))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_denoiser_is_alone_while_the_fast_engine_trains(
+    sd_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone: list[str] = []
+
+    @contextmanager
+    def spied(backbone: Backbone) -> Iterator[None]:
+        alone.append("begins")
+        yield
+        alone.append("ends")
+
+    monkeypatch.setattr(Backbone, "denoiser_alone", spied)
+    step = {"method": "naive", "steps": 2, "on_step": lambda entry: alone.append(f"step {entry.step}")}
+    run_step(load(sd_folder), tmp_path / "fast", **step)
+    assert alone == ["begins", "step 1", "step 2", "ends"]
+    alone.clear()
+    run_step(load(sd_folder), tmp_path / "reference", engine="reference", **step)
+    assert alone == ["step 1", "step 2"]
 
 
 def test_a_constraint_that_is_no_term_of_a_loss_is_refused(

@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from inspect import signature
 from typing import Any, ClassVar, Protocol, Self, cast
@@ -156,6 +157,20 @@ class Backbone(ABC):
         self.pipeline.to(device)
         return self
 
+    @contextmanager
+    def denoiser_alone(self) -> Iterator[None]:
+        """Inside the block what makes prompts and pictures waits in main memory, and leaves a GPU to the denoiser. It works
+        there too, slowly."""
+        components = self.pipeline.components.items()
+        others = [c for name, c in components if isinstance(c, nn.Module) and name != self.denoiser_name]
+        try:
+            for component in others:
+                component.to("cpu")
+            yield
+        finally:
+            for component in others:
+                component.to(self.device)
+
     def lay_out(self, layout: torch.memory_format) -> None:
         """Put the weights of the denoiser's convolutions into a memory layout. Values do not change."""
         self.denoiser.to(memory_format=layout)  # type: ignore[call-overload]
@@ -276,7 +291,7 @@ class Backbone(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures `(b 3 h w)` in [0, 1], float32 on the CPU."""
         vae = self.pipeline.vae
-        image = vae.decode(self.unscale(latents).to(vae.dtype), return_dict=False)[0]
+        image = vae.decode(self.unscale(latents).to(vae.device, vae.dtype), return_dict=False)[0]
         return cast(Tensor, self.pipeline.image_processor.postprocess(image, output_type="pt")).float().cpu()
 
 

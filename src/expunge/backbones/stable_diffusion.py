@@ -42,10 +42,11 @@ class StableDiffusion(Backbone):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        device = self.pipeline.text_encoder.device
         states, _ = self.pipeline.encode_prompt(
-            list(prompts), device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+            list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        return Conditioning({"encoder_hidden_states": states.float()})
+        return Conditioning({"encoder_hidden_states": states.float().to(self.device)})
 
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = next(denoiser.parameters()).dtype

@@ -46,10 +46,12 @@ class StableDiffusion3(Backbone):
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
+        device = self.pipeline.text_encoder.device
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, device=self.device, do_classifier_free_guidance=False
+            list(prompts), None, None, device=device, do_classifier_free_guidance=False
         )
-        return Conditioning({"encoder_hidden_states": states.float(), "pooled_projections": pooled.float()})
+        tensors = {"encoder_hidden_states": states, "pooled_projections": pooled}
+        return Conditioning({name: tensor.float().to(self.device) for name, tensor in tensors.items()})
 
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         dtype = next(denoiser.parameters()).dtype
