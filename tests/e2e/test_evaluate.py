@@ -207,12 +207,18 @@ def test_what_is_judged_is_not_judged_again(out: Path, adapter: Path, monkeypatc
     Audit.create(out, model="iconworld", **options).evaluate()
     assert painted == []
     (out / "model" / "judgements.parquet").unlink()  # as if the process had been killed there
-    Audit.create(out, model="iconworld", **options).evaluate()
+    whole = Audit.create(out, model="iconworld", **options).evaluate().metrics
     assert painted == [22]
-    Audit.create(out, model="iconworld", forgotten=["panda", "fox"], **options).evaluate()
-    assert painted == [22, 4, 4]  # fox alone, with both models
+    assert (whole.ira.n, whole.kid_judge.n) == (6, 10)
+    turned = ["mosaic", "pumpkin", "panda"]
+    assert Audit.create(out, model="iconworld", forgotten=turned, **options).evaluate().metrics == whole
+    Audit.create(out, model="iconworld", forgotten=["panda", "watermelon"], **options).evaluate()
+    assert painted == [22, 4, 4]  # watermelon alone, with both models
     assert len(table(out)) == 26
     assert Audit(out).summary().pictures == 4 + 4 + 6 + 4
+    again = Audit(out).summary().metrics
+    assert (again.ira.n, again.kid_judge) == (5, None)  # a watermelon is in one picture of a neighbour
+    assert "other concepts to forget" in again.reasons["kid_judge"]
     with pytest.raises(ExpungeError, match="under another protocol"):
         Audit.create(out, model="iconworld", base="iconworld", protocol="iconworld-demo")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -26,7 +27,7 @@ from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
-from expunge.stream.drift import compare_with_base, pictured, weight_drift
+from expunge.stream.drift import compare_with_base, pictured, staying, weight_drift
 from expunge.stream.judged import Shelf, completed, read_table, write_images, write_table
 from expunge.stream.named import (
     JUDGES,
@@ -227,6 +228,11 @@ class Audit:
         if before.model.digest != self.config.model.digest:
             self.model.judgements.unlink(missing_ok=True)
             shutil.rmtree(self.path / "model", ignore_errors=True)
+        elif self.model.judgements.exists():
+            table = read_table(self.model.judgements)
+            if staying(table, before.forgotten) != staying(table, self.config.forgotten):
+                table["kernel"] = math.nan  # a distance of other pictures, of which not all are there any more
+                write_table(self.model.judgements, table)
         write_text(self.path / "audit.toml", self.config.to_toml())
 
     def _load(self) -> tuple[Backbone, Backbone]:

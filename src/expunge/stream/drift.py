@@ -40,8 +40,7 @@ def compare_with_base(table: pd.DataFrame, images: Images, base: Shelf, judge: J
     """
     judged = read_table(base.judgements, ["row", "image"])
     digests = dict(zip(judged["row"], judged["image"], strict=True))
-    parts = metrics.of_roles(table, [], requested)
-    stays = {*parts["neighbour"]["row"], *parts["other"]["row"]}
+    stays = staying(table, requested)
     drift: dict[str, float] = {}
     features: dict[str, list[Tensor]] = {}
     rows = [row for row in table["row"] if row in digests]
@@ -59,6 +58,12 @@ def compare_with_base(table: pd.DataFrame, images: Images, base: Shelf, judge: J
         kernel = dict(zip(features, kernel_distances(x, y).tolist(), strict=True))
     for column, values in (("drift", drift), ("kernel", kernel)):
         table[column] = table["row"].map(values).astype("float64")
+
+
+def staying(table: pd.DataFrame, requested: Sequence[str]) -> set[str]:
+    """The table's rows that measure what stays, where the names `requested` were ever asked to go."""
+    parts = metrics.of_roles(table, [], requested)
+    return {*parts["neighbour"]["row"], *parts["other"]["row"]}
 
 
 def _difference(picture: np.ndarray, before: np.ndarray) -> float:

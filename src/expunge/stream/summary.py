@@ -220,7 +220,8 @@ def measure(
         reasons["weight_drift"] = "the model's weights hold NaN, or values too large to count with: the model is broken"
     if values["kid_judge"] is None:
         reasons["kid_judge"] = (
-            "the judge has no features, or there are no two pictures of what stays to compare by them"
+            "the judge has no features, or there are no two pictures of what stays to compare by them, or the model was "
+            "judged with other concepts to forget before, when other pictures were of what stays"
         )
     return Metrics(**values, reasons=reasons)
 
