@@ -15,6 +15,8 @@ from pydantic import Field, field_validator, model_validator
 
 from expunge.schema import Strict
 
+PERSON = "person"
+"""The kind of a concept of which nothing is printed that says who it is."""
 JOINERS = "\u200c\u200d"
 """They print nothing, but some scripts and emoji are not written without them."""
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
-from expunge.concepts import Concept, Request, plain_words
+from expunge.concepts import PERSON, Concept, Request, plain_words
 from expunge.evaluation import Protocol
 from expunge.prompts import PromptSource
-
-PERSON = "person"
 
 
 class Names:
@@ -50,28 +49,52 @@ class Names:
 
     def text(self, text: str) -> str:
         """`text` with every name of a person replaced."""
-        if not self._patterns:
-            return text
-        text = unicodedata.normalize("NFD", text)
         for pattern, label in self._patterns:
-            text = pattern.sub(label, text)
-        return unicodedata.normalize("NFC", text)
+            text = _replaced(text, pattern, label)
+        return text
 
     def speaks(self, text: str) -> bool:
         """Whether `text` names a person."""
-        text = unicodedata.normalize("NFD", text)
-        return any(pattern.search(text) for pattern, _ in self._patterns)
+        return any(pattern.search(_letters(text)[0]) for pattern, _ in self._patterns)
 
 
 def prompted(protocol: Protocol, source: PromptSource) -> list[Concept]:
-    """All concepts that the protocol's prompts are written about."""
+    """All concepts that the protocol's prompts are written about, and the persons whom they may show beside them."""
     groups = protocol.neighbours
     names = {*groups, *protocol.others, *(n for g in groups.values() for n in g.names)}
-    return [source.concept(name) for name in sorted(names)]
+    return [*(source.concept(name) for name in sorted(names)), *source.persons]
 
 
 def _pattern(name: str) -> re.Pattern[str]:
-    """Matches the name in a text (NFD) in any case, with accents or without, its words apart or joined ("Jane Doe",
-    "jane-doe", "JaneDoe"), also "Jane Doe's"."""
-    inner = r"[\W_]*".join("".join(re.escape(c) + "[\u0300-\u036f]*" for c in word) for word in plain_words(name))
-    return re.compile(rf"(?<![^\W_]){inner}(?:es|s)?(?![^\W_])", re.IGNORECASE)
+    """Matches the name in the letters of a text, its words apart or joined ("Jane Doe", "jane-doe", "JaneDoe"), also "Jane
+    Doe's". Scripts without capitals may be without spaces too: there a name may stand inside a word."""
+    said = plain_words(name)
+    before, after = ("" if unicodedata.category(c) == "Lo" else r"[^\W_]" for c in (said[0][0], said[-1][-1]))
+    inner = r"[\W_]*".join(re.escape(word) for word in said)
+    return re.compile((f"(?<!{before})" if before else "") + f"{inner}(?:es|s)?" + (f"(?!{after})" if after else ""))
+
+
+def _replaced(text: str, pattern: re.Pattern[str], label: str) -> str:
+    letters, places = _letters(text)
+    for found in reversed([*pattern.finditer(letters)]):
+        start, end = places[found.start()], places[found.end() - 1] + 1
+        while end < len(text) and _is_accent(text[end]):
+            end += 1
+        text = text[:start] + label + text[end:]
+    return text
+
+
+@lru_cache(maxsize=1 << 12)
+def _letters(text: str) -> tuple[str, list[int]]:
+    """A text in the letters in which names are compared, in one case and without accents, and where each stands in it."""
+    found = [
+        (letter, place)
+        for place, character in enumerate(text)
+        for letter in unicodedata.normalize("NFD", unicodedata.normalize("NFKC", character).casefold())
+        if not _is_accent(letter)
+    ]
+    return "".join(letter for letter, _ in found), [place for _, place in found]
+
+
+def _is_accent(character: str) -> bool:
+    return "\u0300" <= character <= "\u036f"

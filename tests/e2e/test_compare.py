@@ -14,7 +14,9 @@ import pandas as pd
 import pytest
 
 from expunge import Audit, ExpungeError, compare
+from expunge.audit.paired import compare_tables
 from expunge.concepts import Concept
+from expunge.evaluation import Protocol, metrics
 from expunge.stream.directory import RunDirectory
 from expunge.stream.judged import read_table, write_table
 from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin
@@ -94,6 +96,22 @@ def test_an_unknown_answer_counts_against_the_model_that_it_is_about(a: Path, tm
         assert pair.cra.difference is not None
         assert (pair.ua.difference.value, pair.ua.difference.unknown) == (pytest.approx(sign / 12), 1)
         assert (pair.cra.difference.value, pair.cra.difference.unknown) == (pytest.approx(sign / 4), 1)
+
+
+def test_a_pair_is_left_out_of_a_difference_from_the_base_model_where_that_is_unknown(a: Path) -> None:
+    """As in a run's own metrics, which stand on the same page; between two models the unknown one counts against it."""
+    after = read_table(RunDirectory(a).step(3).judgements)
+    before = read_table(RunDirectory(a).base_judgements)
+    before.loc[before["row"].isin(["neighbour/cat/by hand 0", "neighbour/cat/by hand 1"]), "shown"] = pd.NA
+    told = (["fox"], ["fox"])
+    found = compare_tables(before, after, *told, base=True).ira.difference
+    of_a_run = [metrics.of_roles(table, *told)["neighbour"] for table in (after, before)]
+    assert found == metrics.difference(*of_a_run, "shown", missing=False)
+    as_models = compare_tables(before, after, *told).ira.difference
+    assert found is not None
+    assert as_models is not None
+    assert (found.n, found.value) == (14, pytest.approx(-2 / 14))  # the cat is lost, as far as the base model had one
+    assert (as_models.n, as_models.value) == (16, pytest.approx(-2 / 16))
 
 
 def test_where_the_orders_differ_the_end_counts_over_what_both_forgot(a: Path, tmp_path: Path) -> None:
@@ -212,6 +230,14 @@ def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_r
     ):
         assert sentence in expunge("compare", a, other, "--out", tmp_path / "page.html", code=2)
     assert not (tmp_path / "page.html").exists()
+
+
+def test_a_protocol_that_was_edited_since_is_told(a: Path, finished_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both runs read the file as it is now; what they were measured by is in their events."""
+    compare(finished_run, finished_run)
+    monkeypatch.setattr(Protocol, "digest", "sha256:1")
+    with pytest.raises(ExpungeError, match=f"is not what {finished_run} was measured with"):
+        compare(finished_run, finished_run)
 
 
 def test_a_damaged_table_is_answered_with_a_sentence(a: Path, tmp_path: Path) -> None:

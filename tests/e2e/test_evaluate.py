@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from expunge import Audit, ExpungeError, backbones, iconworld, report
 from expunge.audit import audit_schema
 from expunge.audit.paired import compare_tables
 from expunge.evaluation import metrics
+from expunge.stream.directory import in_use
 from runs import PROTOCOL, STAND_IN, expunge
 
 BASE = ("--base", "iconworld", "--protocol", str(PROTOCOL))
@@ -227,7 +229,7 @@ def test_results_stay_until_another_model_has_loaded(
     out: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def lying() -> dict[str, bytes]:
-        return {str(p): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        return {str(p): p.read_bytes() for p in out.rglob("[!l]*") if p.is_file()}  # not the lock
 
     before, kept = Audit(out).summary(), lying()
     half = tmp_path / "half.safetensors"
@@ -241,10 +243,29 @@ def test_results_stay_until_another_model_has_loaded(
     monkeypatch.setattr("expunge.audit.audit.evaluate_each", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         other.evaluate()
-    assert {p.name for p in out.iterdir()} == {"audit.toml", "base"}
+    assert {p.name for p in out.iterdir()} == {"audit.toml", "base", "lock", "lock.owner"}
     monkeypatch.undo()
     expunge("evaluate", adapter, *BASE, "--out", out)
     assert Audit(out).summary().model.digest != before.model.digest
+
+
+def test_two_processes_do_not_evaluate_into_one_folder(out: Path) -> None:
+    with in_use(out):
+        said = expunge("evaluate", "iconworld", *BASE, "--out", out, code=2)
+    assert f"{out} is in use by process {os.getpid()}" in said
+    expunge("evaluate", "iconworld", *BASE, "--out", out)
+
+
+@pytest.mark.parametrize("where", ["expunge.audit.audit.evaluate_each", "expunge.audit.audit.backbones.load"])
+def test_where_memory_runs_out_a_sentence_says_so(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    monkeypatch.setattr(where, full)
+    said = expunge("evaluate", "iconworld", *BASE, "--out", tmp_path / "out", code=2)
+    lower = "Lower sampler.batch_size in the protocol" if "each" in where else "a machine with more memory"
+    assert "There is no room here for" in said
+    assert lower in said
 
 
 def test_several_judges_see_the_same_pictures(out: Path, tmp_path: Path) -> None:

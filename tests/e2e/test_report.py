@@ -151,6 +151,22 @@ def test_what_was_not_measured_is_listed_with_its_reason(page: str) -> None:
     assert "a-test-judge" in limits
 
 
+def test_a_log_that_is_damaged_is_not_drawn_and_the_rest_is(run: Run) -> None:
+    (run.directory.step(2).log).write_bytes(b'{"step": 1, "los\n')
+    page = report.write(run).read_text()
+    assert page.count("Its train.jsonl is damaged") == 1
+    assert "Losses of step 1" in page
+    assert "Losses of step 2" not in page
+
+
+def test_what_was_asked_to_go_is_no_neighbour_that_was_lost(run: Run) -> None:
+    run.request("cat")
+    page = report.write(run).read_text()
+    fox = Elements(section(page, "0001"))
+    assert "Neighbour, replayed in training: dog" in fox.text
+    assert not [i for i in fox.images() if "a drawing of a cat" in i["alt"]]
+
+
 def test_a_run_whose_protocol_is_gone_still_has_a_page(run: Run) -> None:
     config = run.directory.config
     config.write_text(config.read_text().replace('protocol = "iconworld-demo"', 'protocol = "/gone/mine.toml"'))

@@ -8,9 +8,14 @@ from expunge.concepts import Concept
 from expunge.evaluation import Value
 from expunge.privacy import Names
 from expunge.stream import Run
-from expunge.stream.card import model_card
+from expunge.stream.card import _plain, model_card
 from expunge.stream.summary import ModelSummary
 from handmade import FOX, PERSON, add_step, begin, check
+
+
+def test_a_name_is_printed_as_it_is() -> None:
+    assert _plain("a|b <i>*c*</i> [d](e)") == "a\\|b \\<i\\>\\*c\\*\\</i\\> \\[d\\](e)"
+    assert _plain("golf ball, größer") == "golf ball, größer"
 
 
 def test_a_person_is_called_by_the_request(tmp_path: Path) -> None:

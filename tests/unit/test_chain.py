@@ -86,6 +86,14 @@ def test_the_events_decide_what_became_of_a_request() -> None:
     assert History.of(events(*served, "withdrawn 5")).status[5] == "withdrawn"  # before it was served
 
 
+def test_a_decision_is_about_the_work_that_it_was_made_about() -> None:
+    served = ("accepted 1", "rejected 2", "accepted 2 by hand")
+    assert History.of(events(*served)).decisions.keys() == {2}
+    assert History.of(events(*served, "withdrawn 1")).decisions.keys() == {1}  # 2 is open again
+    assert History.of(events(*served, "withdrawn 1", "accepted 2")).decisions.keys() == {1}
+    assert History.of(events(*served, "withdrawn 1", "rejected 2", "accepted 2 by hand")).decisions.keys() == {1, 2}
+
+
 def test_work_that_began_with_another_model_is_not_gone_on_with() -> None:
     served = ("accepted 1", "accepted 2", "started 3")
     assert History.of(events(*served)).at_work == 3

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from expunge.cli.shared import changes_of
+from expunge.errors import ExpungeError
 from expunge.stream import settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 SECTIONS = settings.sections()
+
+
+def test_a_number_has_no_field() -> None:
+    with pytest.raises(ExpungeError, match="names a field of seed, which is a number"):
+        changes_of(["seed=1", "seed.x=2"])
 
 
 def test_the_page_is_what_the_code_says() -> None:

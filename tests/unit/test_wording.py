@@ -21,6 +21,18 @@ def test_unknown_pictures_are_counted_apart_from_those_that_show_the_concept() -
     assert "was not measured" in verdict(0, 10)
 
 
+def test_a_value_that_misses_a_threshold_is_told_from_it() -> None:
+    assert wording.percent(0.1503, beside=0.15) == "15.03"
+    assert wording.percent(0.1503) == wording.percent(0.15, beside=0.15) == "15"
+    assert wording.percent(-0.15004, beside=-0.15) == "\N{MINUS SIGN}15.004"
+
+
+def test_a_name_with_a_dot_in_it_stays_whole() -> None:
+    assert wording.bare("stabilityai/stable-diffusion-3.5-medium") == "stable-diffusion-3.5-medium"
+    assert wording.bare("/home/someone/mine.toml") == "mine"
+    assert wording.bare("iconworld-demo") == "iconworld-demo"
+
+
 def test_counts_say_how_many_were_unknown() -> None:
     some, none = metrics.wilson(5, 10, 3), metrics.wilson(5, 10)
     assert some is not None

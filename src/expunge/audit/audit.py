@@ -22,11 +22,13 @@ from expunge.concepts import Request
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol, Row, evaluate_each, find_judge, metrics, protocol_rows
 from expunge.files import canonical_json, digest_bytes, read_json, write_json, write_text
-from expunge.hardware import compute_dtype, processes, settled
+from expunge.hardware import Precision, compute_dtype, processes, settled
+from expunge.memory import room_for
 from expunge.prompts import PromptSource, VocabularyConfig
 from expunge.schema import validated
 from expunge.stream import Progress
 from expunge.stream.config import EvaluateConfig, ModelConfig, PromptsConfig, TomlConfig
+from expunge.stream.directory import in_use
 from expunge.stream.drift import compare_with_base, pictured, staying, weight_drift
 from expunge.stream.judged import Shelf, completed, read_table, write_images, write_table
 from expunge.stream.named import (
@@ -126,9 +128,7 @@ class Audit:
                 "model": ModelConfig(source=model, digest=digest),
                 "forgotten": tuple(c.name for c in concepts),
                 "evaluate": EvaluateConfig(protocol=protocol, precision=precision),
-                "rows": digest_bytes(
-                    canonical_json([asked.model_dump(mode="json"), source.digest, precision]).encode()
-                ),
+                "rows": _rows(asked, source, precision),
             }
         )
         if _is_free(Path(path), config):
@@ -141,8 +141,13 @@ class Audit:
         """Paint and judge the protocol's rows with both models, as far as that is not done yet; what was measured.
 
         Raises:
-            ExpungeError: when a model cannot be loaded, or is another than the one that `create` found.
+            ExpungeError: when a model cannot be loaded, or is another than the one that `create` found; when memory runs out,
+                or another process is at work here.
         """
+        with in_use(self.path):
+            return self._evaluate(progress)
+
+    def _evaluate(self, progress: Callable[[Progress], None]) -> AuditSummary:
         progress(Progress(0, "load", 0, 1))
         base, model = self._load()
         parts = (fingerprints(base), fingerprints(model))
@@ -169,9 +174,9 @@ class Audit:
             forgotten=forgotten,
             base=summarise_base(before, forgotten),
             metrics=measure(before, after, forgotten, forgotten, {"image_drift": image_drift, "weight_drift": drift}),
-            against_base=compare_tables(before, after, forgotten, forgotten),
+            against_base=compare_tables(before, after, forgotten, forgotten, base=True),
             also={
-                judge: compare_tables(first, second, forgotten, forgotten)
+                judge: compare_tables(first, second, forgotten, forgotten, base=True)
                 for judge, first, second in zip(self.protocol.also, before_also, after_also, strict=True)
             },
             pictures=len(after),
@@ -202,6 +207,11 @@ class Audit:
         """What should be forgotten, as one request for each concept."""
         concepts = [self.source.concept(name) for name in self.config.forgotten]
         return tuple(Request(id=f"{i:04d}", concepts=(c,), received_at="") for i, c in enumerate(concepts, 1))
+
+    @property
+    def rows(self) -> str:
+        """What `audit.toml` would say of the rows now."""
+        return _rows(self.protocol, self.source, self.config.evaluate.precision)
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -245,8 +255,9 @@ class Audit:
                     f"{what} is not what this evaluation began with (its digest is {digest}, it was {expected}). "
                     "Restore it, or evaluate anew."
                 )
-        base = backbones.load(self._folder)
-        return base, load(self._recognised, base, self._folder)
+        with room_for("the base model and the model"):
+            base = backbones.load(self._folder)
+            return base, load(self._recognised, base, self._folder)
 
     def _judged(
         self, backbone: Backbone, shelf: Shelf, phase: str, progress: Callable[[Progress], None]
@@ -262,17 +273,19 @@ class Audit:
             rows = [row for row in rows if row.id in done.index or row.measures not in measured]
 
         def judge(missing: Sequence[Row]) -> pd.DataFrame:
-            backbone.to(processes().device)
-            (table, *others), images = evaluate_each(
-                backbone,
-                missing,
-                self.protocol.sampler,
-                judges,
-                lambda done, of: progress(Progress(0, phase, done, of)),
-                self.config.evaluate.precision,
-                enough,
-            )
-            backbone.to("cpu")
+            sampler = self.protocol.sampler
+            with room_for(f"{sampler.batch_size} pictures at once", "sampler.batch_size in the protocol"):
+                backbone.to(processes().device)
+                (table, *others), images = evaluate_each(
+                    backbone,
+                    missing,
+                    sampler,
+                    judges,
+                    lambda done, of: progress(Progress(0, phase, done, of)),
+                    self.config.evaluate.precision,
+                    enough,
+                )
+                backbone.to("cpu")
             for path, other in zip(further, others, strict=True):  # first: what the main table holds is done
                 _add(path, other)
             if shelf is self.base:
@@ -286,6 +299,10 @@ class Audit:
         painted = set(have["row"])
         wanted = [row.id for row in rows if row.id in painted]
         return [t.set_index("row").loc[wanted].reset_index() for t in (have, *map(read_table, further))]
+
+
+def _rows(protocol: Protocol, source: PromptSource, precision: Precision) -> str:
+    return digest_bytes(canonical_json([protocol.model_dump(mode="json"), source.digest, precision]).encode())
 
 
 def _add(path: Path, table: pd.DataFrame) -> None:

@@ -20,6 +20,11 @@ from expunge.prompts import PromptSource
 from expunge.stream import Run
 from expunge.stream.judged import Shelf, read_table
 
+_OTHER = (
+    "The protocol {}, or what its prompts are written from, is not what {} was measured with, so there is no saying what was "
+    "measured. Put it back as it was, or measure anew."
+)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -114,6 +119,8 @@ def open_side(path: Path) -> Side:
 
 
 def _run(run: Run) -> Side:
+    if run.directory.events()[0].get("protocol", run.protocol.digest) != run.protocol.digest:
+        raise ExpungeError(_OTHER.format(run.config.evaluate.protocol, run.directory.path))
     accepted = [r for r in run.records if r.status == "accepted"]
     if not accepted:
         raise ExpungeError(f"{run.directory.path} has no accepted step yet, so there is no model to compare.")
@@ -136,6 +143,8 @@ def _run(run: Run) -> Side:
 
 
 def _evaluation(audit: Audit) -> Side:
+    if audit.rows != audit.config.rows:
+        raise ExpungeError(_OTHER.format(audit.config.evaluate.protocol, audit.path))
     made = audit.summary().model
     return Side(
         path=audit.path,

@@ -15,6 +15,7 @@ from expunge.audit.sources import PEFT_FILE, Kind, Source
 from expunge.backbones import Backbone
 from expunge.errors import ExpungeError
 from expunge.files import load_tensors, tensor_shapes
+from expunge.memory import room_for
 
 
 def load(source: Source, base: Backbone, folder: Path) -> Backbone:
@@ -30,7 +31,7 @@ def load(source: Source, base: Backbone, folder: Path) -> Backbone:
     from diffusers.loaders.single_file_utils import SingleFileComponentError
 
     try:
-        with backbones.without_bars():
+        with room_for("the model"), backbones.without_bars():
             backbone = _LOADERS[source.kind](source.path, base, folder)
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, SingleFileComponentError) as error:
         raise ExpungeError(

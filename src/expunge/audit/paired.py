@@ -33,14 +33,20 @@ class Paired(Result):
 
 
 def compare_tables(
-    first: pd.DataFrame, second: pd.DataFrame, forgotten: Sequence[str], requested: Sequence[str]
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    forgotten: Sequence[str],
+    requested: Sequence[str],
+    base: bool = False,
 ) -> Paired:
     """Compare two judgement tables over the rows that both have.
 
     Args:
         forgotten: the concepts whose forgetting is compared.
         requested: all concepts that either model was asked to forget; retention is measured without them.
+        base: whether the first is the base model: a difference from it leaves out what could not be said of it, as in a run.
     """
+
     rows = set(first["row"]) & set(second["row"])
     parts = [
         metrics.of_roles(table[table["row"].isin(rows)].assign(gone=~table["shown"]), forgotten, requested)
@@ -48,36 +54,37 @@ def compare_tables(
     ]
 
     def pair(role: str, column: str, missing: bool | None) -> Pair:
-        return _pair(parts[0][role], parts[1][role], column, missing)
+        first, second = (part[role] for part in parts)
+        return _explained(
+            metrics.mean(first, column, missing=missing),
+            metrics.mean(second, column, missing=missing),
+            _difference(first, second, column, missing, base),
+        )
+
+    def concept(name: str) -> Pair:
+        first, second = (part["forget"][part["forget"]["concept"] == name] for part in parts)
+        return _explained(
+            metrics.unlearning_accuracy(first, name),
+            metrics.unlearning_accuracy(second, name),
+            _difference(first, second, "gone", False, base),
+        )
 
     return Paired(
         ua=pair("forget", "gone", False),
         context=pair("forget", "context", None),
         ira=pair("neighbour", "shown", False),
         cra=pair("other", "shown", False),
-        concepts={name: _concept(parts[0]["forget"], parts[1]["forget"], name) for name in forgotten},
+        concepts={name: concept(name) for name in forgotten},
     )
 
 
-def _pair(first: pd.DataFrame, second: pd.DataFrame, column: str, missing: bool | None) -> Pair:
-    return _explained(
-        metrics.mean(first, column, missing=missing),
-        metrics.mean(second, column, missing=missing),
-        _difference(first, second, column, missing),
-    )
-
-
-def _concept(first: pd.DataFrame, second: pd.DataFrame, name: str) -> Pair:
-    one, other = (table[table["concept"] == name] for table in (first, second))
-    return _explained(
-        metrics.unlearning_accuracy(one, name),
-        metrics.unlearning_accuracy(other, name),
-        _difference(one, other, "gone", False),
-    )
-
-
-def _difference(first: pd.DataFrame, second: pd.DataFrame, column: str, missing: bool | None) -> Value | None:
-    """Second minus first. An answer that is unknown counts against the model that it is an answer about, whichever it is."""
+def _difference(
+    first: pd.DataFrame, second: pd.DataFrame, column: str, missing: bool | None, base: bool
+) -> Value | None:
+    """Second minus first. An answer that is unknown counts against the model that it is an answer about, whichever it is;
+    where the first is the base model, a pair of which its answer is unknown is left out."""
+    if base:
+        return metrics.difference(second, first, column, missing)
     if missing is None or first[column].isna().all() or second[column].isna().all():
         return metrics.difference(second, first, column)
     one, other = (table.assign(**{column: table[column].fillna(missing)}) for table in (first, second))

@@ -26,6 +26,7 @@ app.add_typer(bench.app, name="bench")
 
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")]
 Concepts = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts to forget, one request each.")]
+Together = Annotated[list[str], typer.Argument(metavar="CONCEPT...", help="Concepts to forget, in one request.")]
 StepNumber = Annotated[int, typer.Argument(metavar="STEP", min=0, help="Its number, which is that of its request.")]
 Reason = Annotated[str, typer.Option(help="Why; kept in the events.")]
 
@@ -151,7 +152,7 @@ def compare(
 
 
 @app.command()
-def request(path: RunPath, concepts: Concepts) -> None:
+def request(path: RunPath, concepts: Together) -> None:
     """Append one request that names all CONCEPTs; `expunge resume` serves it."""
     with sentences():
         from expunge.stream import Run

@@ -92,7 +92,11 @@ def changes_of(assignments: list[str]) -> dict[str, Any]:
         except tomllib.TOMLDecodeError:
             value = text
         if dot:
-            changes.setdefault(section, {})[field] = value
+            if not isinstance(table := changes.setdefault(section, {}), dict):
+                raise ExpungeError(
+                    f"--set {quoted(assignment)} names a field of {section}, which is a number and has none."
+                )
+            table[field] = value
         else:
             changes[section] = value
     return changes

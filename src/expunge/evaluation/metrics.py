@@ -148,14 +148,18 @@ def harmonic_mean(parts: Sequence[pd.DataFrame], missing: bool | None = None) ->
     )
 
 
+def asked_for(asked: str) -> set[str]:
+    """The names in a row's column `asked`, which holds its scene."""
+    return {part.partition("=")[2] for part in asked.split("; ")}
+
+
 def of_roles(table: pd.DataFrame, forgotten: Sequence[str], free_of: Sequence[str]) -> dict[str, pd.DataFrame]:
     """The table's parts: "forget" (rows of `forgotten`), "neighbour", "neighbour_unreplayed", "other".
 
     A row that measures retention counts only if nothing in it was ever asked to go (`free_of`).
     """
     gone = set(free_of)
-    asked = table["asked"].str.split("; ").map(lambda parts: {p.partition("=")[2] for p in parts})
-    free = ~asked.map(lambda names: bool(names & gone)).astype(bool)
+    free = ~table["asked"].map(lambda asked: bool(asked_for(asked) & gone)).astype(bool)
     neighbour = table[(table["role"] == "neighbour") & free]
     return {
         "forget": table[(table["role"] == "forget") & table["concept"].isin(list(forgotten))],

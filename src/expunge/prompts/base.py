@@ -41,6 +41,10 @@ class PromptSource(Protocol):
     def digest(self) -> str:
         """Digest of what the prompts are made from; each step's event in the run holds it."""
 
+    @property
+    def persons(self) -> list[Concept]:
+        """The concepts of kind "person" that it knows."""
+
     def concept(self, name: str) -> Concept:
         """The concept that people call `name` (its name or an alias).
 

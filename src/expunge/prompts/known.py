@@ -8,7 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, ValidationError
 
-from expunge.concepts import Concept, mentions, words
+from expunge.concepts import PERSON, Concept, mentions, words
 from expunge.errors import ExpungeError, quoted
 from expunge.schema import Strict, read_toml, sentences
 
@@ -25,6 +25,10 @@ class KnownConcepts(Strict):
         if not path:
             return cls()
         return read_toml(cls, Path(path), f"The concepts file {path}")
+
+    @property
+    def persons(self) -> list[Concept]:
+        return [concept for concept in self.concepts if concept.kind == PERSON]
 
     def concept(self, name: str) -> Concept:
         """What the file says of `name` (a name or an alias); a plain object of that name where it says nothing."""

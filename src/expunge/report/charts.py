@@ -223,8 +223,9 @@ def _svg(figure: Figure, name: str, description: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
+    label = html.escape(description)
     text = re.sub(
-        r"^<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", rf'<svg \1 role="img" aria-label="{html.escape(description)}">', text
+        r"^<svg[^>]*?(viewBox=\"[^\"]*\")[^>]*>", lambda m: f'<svg {m[1]} role="img" aria-label="{label}">', text
     )
     text = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{key}-", text)
     text = re.sub("|".join(_VARIABLES), lambda match: _VARIABLES[match[0]], text)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from expunge.audit import Comparison, Paired, Point, Side
-from expunge.privacy import PERSON, Names, prompted
+from expunge.concepts import PERSON
+from expunge.privacy import Names, prompted
 from expunge.report import wording
 from expunge.report.measures import METRICS, Tile
 from expunge.report.pictures import Album
@@ -26,7 +27,7 @@ def gather(comparison: Comparison) -> SidePage:
     shelves = (("base", a.base), ("A", outcome.stages[0].shelf), ("B", outcome.stages[1].shelf))
     albums = [(name, Album(shelf)) for name, shelf in shelves]
     groups = {name: g.names for name, g in a.protocol.neighbours.items()}
-    paired = outcome.paired
+    paired, requested = outcome.paired, {c.name for side in (a, b) for c in side.concepts}
     judges = sorted({names.text(str(r["judge"])) for _, album in albums for r in album.rows.values()})
     common = albums[1][1].rows.keys() & albums[2][1].rows.keys()
     return SidePage(
@@ -48,8 +49,8 @@ def gather(comparison: Comparison) -> SidePage:
         rows=metric_pairs(paired),
         concepts=concept_pairs(paired, names),
         points=tuple(_point(p) for p in comparison.points) if len(comparison.points) > 1 else (),
-        cards=cards(outcome.forgotten, paired, names, groups, albums),
-        rest=rest(a.protocol.others, names, albums),
+        cards=cards(outcome.forgotten, paired, names, groups, albums, requested),
+        rest=rest(a.protocol.others, names, albums, requested),
         more=(),
         unmeasured=unmeasured(paired),
         judged=f"the judge {wording.listed(judges)} over {wording.count(len(common), 'picture')} of each",

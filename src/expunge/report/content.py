@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from expunge.concepts import Request
+from expunge.concepts import PERSON, Request
 from expunge.errors import ExpungeError
-from expunge.privacy import PERSON, Names, prompted
+from expunge.privacy import Names, prompted
 from expunge.report import charts, course, wording
 from expunge.report.course import Chart, TimingRow
 from expunge.report.matrix import MatrixRow, matrix, ua_after
@@ -262,7 +262,9 @@ class _Gathering:
         unit = " pt" if check.name.endswith("drop") else "%"
         return CheckRow(
             title + (self.names.label(check.concept) if check.concept else ""),
-            wording.UNMEASURED if check.value is None else f"{wording.percent(check.value)}{unit}",
+            wording.UNMEASURED
+            if check.value is None
+            else f"{wording.percent(check.value, beside=check.threshold)}{unit}",
             f"{'at least' if check.at_least else 'at most'} {wording.percent(check.threshold)}{unit}",
             check.passed,
         )
@@ -283,11 +285,13 @@ class _Gathering:
                 columns("forget", concept, albums, self.names, wanted=False),
             )
         ]
-        near = None if self.neighbours is None else neighbour(self.neighbours.get(concept, ()), album, self.names)
+        gone, near = {c.name for r in self.requests for c in r.concepts}, None
+        if self.neighbours is not None:
+            near = neighbour(self.neighbours.get(concept, ()), album, self.names, gone)
         if near:
             replayed = next(bool(r["replayed"]) for r in album.rows.values() if r["concept"] == near)
             kind = "Neighbour, replayed in training" if replayed else "Neighbour, never seen in training"
-            pictured = columns("neighbour", near, albums, self.names, wanted=True)
+            pictured = columns("neighbour", near, albums, self.names, wanted=True, free_of=gone)
             strips.append(Strip(f"{kind}: {self.names.label(near)}", labels, pictured))
         return [s for s in strips if s.columns]
 

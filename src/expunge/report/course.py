@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from expunge.evaluation import Value, metrics
 from expunge.files import read_lines
@@ -71,15 +72,25 @@ def _base_ua(summary: Summary, base: Album) -> Value | None:
 
 def losses(logs: Mapping[int, Path], titles: Mapping[int, str]) -> tuple[Chart, ...]:
     """The losses of steps, from {step: its train.jsonl} and {step: what its request is called}."""
-    lines = {index: [json.loads(line) for line in read_lines(path)] for index, path in logs.items()}
-    limits = charts.loss_limits(list(lines.values()))
-    if not limits:
-        return ()
-    return tuple(
-        Chart(f"Step {index}: {titles[index]}", "", charts.losses(f"Losses of step {index}", log, limits))
-        for index, log in lines.items()
-        if log
-    )
+    lines = {index: _entries(path) for index, path in logs.items()}
+    limits = charts.loss_limits([log for log in lines.values() if log])
+    drawn = []
+    for index, log in lines.items():
+        title = f"Step {index}: {titles[index]}"
+        if log is None:
+            drawn.append(Chart(title, "Its train.jsonl is damaged, so its losses cannot be drawn.", ""))
+        elif log and limits:
+            drawn.append(Chart(title, "", charts.losses(f"Losses of step {index}", log, limits)))
+    return tuple(drawn)
+
+
+def _entries(log: Path) -> list[dict[str, Any]] | None:
+    """The lines of a `train.jsonl`; None where they cannot be read."""
+    try:
+        entries = [json.loads(line) for line in read_lines(log)]
+    except ValueError:
+        return None
+    return entries if all(isinstance(entry, dict) and "losses" in entry for entry in entries) else None
 
 
 def timing_chart(records: Sequence[StepRecord]) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from expunge.audit import Audit
-from expunge.privacy import PERSON, Names, prompted
+from expunge.concepts import PERSON
+from expunge.privacy import Names, prompted
 from expunge.report import wording
 from expunge.report.measures import MAIN, METRICS, MORE, TILES, Unmeasured, metric_rows, tiles
 from expunge.report.pictures import Album
@@ -50,8 +51,8 @@ def gather(audit: Audit) -> SidePage:
         rows=metric_pairs(paired),
         concepts=concept_pairs(paired, names),
         points=(),
-        cards=cards(summary.forgotten, paired, names, groups, albums),
-        rest=rest(protocol.others, names, albums),
+        cards=cards(summary.forgotten, paired, names, groups, albums, summary.forgotten),
+        rest=rest(protocol.others, names, albums, summary.forgotten),
         more=metric_rows({**MAIN, **MORE}, measured),
         unmeasured=(
             *unmeasured(paired),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from PIL import Image
 
+from expunge.evaluation import metrics
 from expunge.privacy import Names
 from expunge.stream.judged import Shelf, image_path, read_image, read_table
 
@@ -111,22 +112,35 @@ def column(row: str, albums: Sequence[tuple[str, Album]], *, wanted: bool, capti
     wrong = [
         i > 0 and a is not None and a != wanted and not (wanted and answers[0] is False) for i, a in enumerate(answers)
     ]
-    words = {True: "shown", False: "not shown", None: "not judged"}
+    words = {True: "shown", False: "not shown", None: "unknown"}
+    said = [words[a] if row in album.rows else "not judged" for (_, album), a in zip(albums, answers, strict=True)]
     return Column(
         caption=caption,
         pictures=tuple(
-            album.picture(row, f"{name}: {caption} ({words[answer]})", bad=bad)
-            for (name, album), answer, bad in zip(albums, answers, wrong, strict=True)
+            album.picture(row, f"{name}: {caption} ({word})", bad=bad)
+            for (name, album), word, bad in zip(albums, said, wrong, strict=True)
         ),
-        answers=" \N{RIGHTWARDS ARROW} ".join(words[a] for a in answers),
+        answers=" \N{RIGHTWARDS ARROW} ".join(said),
         heading=heading,
     )
 
 
 def columns(
-    role: str, concept: str, albums: Sequence[tuple[str, Album]], names: Names, *, wanted: bool, count: int = PICTURES
+    role: str,
+    concept: str,
+    albums: Sequence[tuple[str, Album]],
+    names: Names,
+    *,
+    wanted: bool,
+    free_of: Collection[str] = (),
+    count: int = PICTURES,
 ) -> tuple[Column, ...]:
-    """The first rows that were pictured by all models after the first; the first ones at all where no picture was kept."""
+    """The first rows that were pictured by all models after the first; the first ones at all where no picture was kept.
+
+    Args:
+        wanted: whether the concept should show.
+        free_of: names that no row may ask for.
+    """
     rows = [
         key
         for key, row in albums[-1][1].rows.items()
@@ -134,6 +148,7 @@ def columns(
         and row["concept"] == concept
         and all(key in album.rows for _, album in albums[1:])
         and not names_a_person(row, names)
+        and not metrics.asked_for(str(row["asked"])) & {*free_of}
     ]
     kept = [key for key in rows if all(album.has(key) for _, album in albums[1:])]
     return tuple(
@@ -142,9 +157,14 @@ def columns(
     )
 
 
-def neighbour(group: Sequence[str], album: Album, names: Names) -> str | None:
-    """A neighbour that was judged, one of `group`, with pictures, and one that training never saw if possible."""
-    judged = [r for r in album.rows.values() if r["role"] == "neighbour" and not names.private(str(r["concept"]))]
+def neighbour(group: Sequence[str], album: Album, names: Names, requested: Collection[str]) -> str | None:
+    """A neighbour that was judged and nobody `requested` to go, one of `group`, with pictures, and one that training never saw
+    if possible."""
+    judged = [
+        r
+        for r in album.rows.values()
+        if r["role"] == "neighbour" and r["concept"] not in requested and not names.private(str(r["concept"]))
+    ]
     # A concept that the protocol does not know has no neighbours of its own; any neighbour says something.
     mine = [r for r in judged if r["concept"] in group] or judged
     if not mine:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from expunge.audit import Pair, Paired
@@ -116,10 +116,12 @@ def cards(
     names: Names,
     groups: Mapping[str, Sequence[str]],
     albums: Sequence[tuple[str, Album]],
+    requested: Collection[str],
 ) -> tuple[Card, ...]:
     """One card for each forgotten concept, with pictures of it and of a neighbour; none of a person.
 
     Args:
+        requested: names that were ever asked to go.
         groups: {concept: its neighbours}.
         albums: the base model first.
     """
@@ -133,19 +135,23 @@ def cards(
             found.append(Card(title, facts, "Prompts and pictures of a person are not shown.", ()))
             continue
         strips = [Strip(f"Forget: {title}", labels, _kept(columns("forget", concept, albums, names, wanted=False)))]
-        if near := neighbour(groups.get(concept, ()), albums[-1][1], names):
-            title_of = f"Neighbour: {names.label(near)}"
-            strips.append(Strip(title_of, labels, _kept(columns("neighbour", near, albums, names, wanted=True))))
+        if near := neighbour(groups.get(concept, ()), albums[-1][1], names, requested):
+            pictured = columns("neighbour", near, albums, names, wanted=True, free_of=requested)
+            strips.append(Strip(f"Neighbour: {names.label(near)}", labels, _kept(pictured)))
         strips = [s for s in strips if s.columns]
         note = "" if strips else "No picture was kept of a row that all models painted."
         found.append(Card(title, facts, note, tuple(strips)))
     return tuple(found)
 
 
-def rest(others: Sequence[str], names: Names, albums: Sequence[tuple[str, Album]]) -> Strip | None:
-    """One picture each of the first unrelated concepts."""
+def rest(
+    others: Sequence[str], names: Names, albums: Sequence[tuple[str, Album]], requested: Collection[str]
+) -> Strip | None:
+    """One picture each of the first unrelated concepts; of none that was `requested` to go."""
     public = [c for c in others if not names.private(c)]
-    found = _kept([c for name in public for c in columns("other", name, albums, names, wanted=True, count=1)])
+    found = _kept(
+        [c for n in public for c in columns("other", n, albums, names, wanted=True, free_of=requested, count=1)]
+    )
     return Strip("Unrelated concepts", tuple(name for name, _ in albums), found[:_REST]) if found else None
 
 

@@ -11,10 +11,13 @@ from expunge.evaluation import Value
 UNMEASURED = "not measured"
 
 
-def percent(x: float, *, sign: bool = False) -> str:
-    """0.985 -> "98.5"; with `sign`, "+98.5"."""
-    rounded = round(100 * x, 1) + 0.0
-    text = f"{rounded:+.1f}" if sign and rounded else f"{rounded:.1f}"
+def percent(x: float, *, sign: bool = False, beside: float | None = None) -> str:
+    """0.985 -> "98.5"; with `sign`, "+98.5". With as many digits as tell it from `beside`, if there is a difference."""
+    digits = 1
+    while beside is not None and beside != x and digits < 6 and round(100 * x, digits) == round(100 * beside, digits):
+        digits += 1
+    rounded = round(100 * x, digits) + 0.0
+    text = f"{rounded:+.{digits}f}" if sign and rounded else f"{rounded:.{digits}f}"
     return text.removesuffix(".0").replace("-", "\N{MINUS SIGN}")
 
 
@@ -67,8 +70,9 @@ def short_digest(digest: str) -> str:
 
 
 def bare(name: str) -> str:
-    """A name without the folders and the ending of a file: where things lay on someone's disk is no part of the report."""
-    return PurePath(name).stem if "/" in name or "\\" in name else name
+    """A name without the folders, and without the ending of a settings file: where things lay on someone's disk is no part of
+    the report."""
+    return PurePath(name).name.removesuffix(".toml") if "/" in name or "\\" in name else name
 
 
 def listed(items: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from expunge.concepts import Concept, Request
@@ -34,7 +35,7 @@ def model_card(
     metrics = record.metrics
     rows = [
         ("Unlearning accuracy (UA), all concepts", metrics.ua),
-        *((f"UA of {names.label(concept)}", value) for concept, value in accuracies.items()),
+        *((f"UA of {_plain(names.label(concept))}", value) for concept, value in accuracies.items()),
         ("Context kept", metrics.context),
         ("Accuracy on neighbours (IRA)", metrics.ira),
         ("IRA minus the base model's", metrics.ira_difference),
@@ -92,7 +93,12 @@ A person is called by the number of the request, and nothing here says who it is
 
 
 def _said(concept: Concept, names: Names) -> str:
-    return "a person" if names.private(concept.name) else names.label(concept.name)
+    return "a person" if names.private(concept.name) else _plain(names.label(concept.name))
+
+
+def _plain(name: str) -> str:
+    """A name that Markdown prints as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", name)
 
 
 def _cells(value: Value | None) -> str:

@@ -246,20 +246,27 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process. The system frees the lock when a process dies, however it dies.
-
-        Raises:
-            ExpungeError: when another process holds it.
-        """
+        """Hold the run for this process; raises as `in_use` does, and as `check`."""
         self.check()
-        owner = self.path / "lock.owner"
-        try:
-            with _held(FileLock(self.path / "lock", timeout=0)):
-                write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
-                yield
-        except Timeout as error:
-            who = owner.read_text().strip() if owner.exists() else "another process"
-            raise ExpungeError(f"{self.path} is in use by {who}. Wait until it ends, or stop it.") from error
+        with in_use(self.path):
+            yield
+
+
+@contextmanager
+def in_use(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process. The system frees the lock when a process dies, however it dies.
+
+    Raises:
+        ExpungeError: when another process holds it.
+    """
+    owner = folder / "lock.owner"
+    try:
+        with _held(FileLock(folder / "lock", timeout=0)):
+            write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
+            yield
+    except Timeout as error:
+        who = owner.read_text().strip() if owner.exists() else "another process"
+        raise ExpungeError(f"{folder} is in use by {who}. Wait until it ends, or stop it.") from error
 
 
 @contextmanager

@@ -64,6 +64,7 @@ class History:
                 self._stop()
                 self.status[event["step"]] = status
                 self.records[event["step"]] = event["record"]
+                self.decisions.pop(event["step"], None)  # which was about earlier work
                 if "by" in event:
                     self._decide(event, event["step"])
             case "rolled back":
@@ -76,6 +77,7 @@ class History:
                 if step in self.accepted:
                     for later in self._after(step):
                         del self.status[later]
+                        self.decisions.pop(later, None)
                     self._stop()
                 elif self.at_work == step or (self.retry and self.retry[0] == step):
                     self._stop()
