@@ -203,7 +203,7 @@ def main() -> None:
     results = read_json(arguments.out) if arguments.out.exists() else begun
     if results["machine"] != begun["machine"]:
         parser.error(f"{arguments.out} was measured on another machine. Give another file.")
-    with tempfile.TemporaryDirectory() as scratch, patch.object(engine, "_store", lambda *_: None):
+    with tempfile.TemporaryDirectory() as scratch, patch.object(engine, "store_checkpoint", lambda *_: None):
         model, seer = build(Path(scratch) / "random-sd15"), judge(Path(scratch) / "random-clip")
         told = protocol(Path(scratch) / "protocol.toml", model, seer)
         for name, case in CASES.items():

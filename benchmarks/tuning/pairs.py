@@ -20,6 +20,7 @@ from expunge.backbones import Backbone
 from expunge.concepts import Concept
 from expunge.files import write_json
 from expunge.methods.warm_start import WarmStartConfig, left, warm_start
+from expunge.prompts import ForgetPrompt
 from expunge.stream import preset
 
 COUNTS = (8, 16, 32, 64)
@@ -27,12 +28,22 @@ UNSEEN = 64
 CONFIG = WarmStartConfig.model_validate(preset("anchored-iconworld").method["warm_start"])
 
 
-def pairs(concept: Concept, count: int, seed: int, off_limits: frozenset[str]) -> list[tuple[str, tuple[str, ...]]]:
-    """Forget prompts, each with the same concept in another's place."""
+Pair = tuple[str, tuple[str, ...]]
+
+
+def pairs(concept: Concept, count: int, off_limits: frozenset[str]) -> tuple[list[Pair], list[Pair]]:
+    """Forget prompts, each with the same concept in another's place: `count` to move, and others to measure."""
     source = iconworld.vocabulary()
     near = next(name for name in source.related(concept) if name not in off_limits)
-    found = source.forget_prompts(concept, [near], count, seed, off_limits)
-    return [(prompt.prompt, (prompt.candidates[0].prompt,)) for prompt in found]
+    seen, more = (source.forget_prompts(concept, [near], n, seed, off_limits) for n, seed in ((count, 0), (1000, 1)))
+    moved = {prompt.prompt: prompt for prompt in seen}
+    others = {prompt.prompt: prompt for prompt in more if prompt.prompt not in moved}
+    assert len(others) >= UNSEEN, f"{len(others)} pairs of {concept.name} are left to measure"
+    return [_pair(prompt) for prompt in seen], [_pair(prompt) for prompt in [*others.values()][:UNSEEN]]
+
+
+def _pair(prompt: ForgetPrompt) -> Pair:
+    return prompt.prompt, (prompt.candidates[0].prompt,)
 
 
 def measured(backbone: Backbone, concepts: Sequence[Concept], held_out: frozenset[str], count: int) -> dict[str, float]:
@@ -40,9 +51,9 @@ def measured(backbone: Backbone, concepts: Sequence[Concept], held_out: frozense
     source, off = iconworld.vocabulary(), held_out | {c.name for c in concepts}
     names = sorted({*source.related(concepts[0]), *source.unrelated(concepts[0])} - off)
     kept = [source.retain_prompts(names, CONFIG.retain_prompts, 2, off), [""]]
+    told = {c.name: pairs(c, count, off) for c in concepts}
     seen, unseen = (
-        warm_start(CONFIG, backbone, kept, {c.name: pairs(c, n, seed, off) for c in concepts}, strength=1.0)
-        for n, seed in ((count, 0), (UNSEEN, 1))
+        warm_start(CONFIG, backbone, kept, {name: each[i] for name, each in told.items()}, strength=1.0) for i in (0, 1)
     )
     weights = {n: p.detach() for n, p in backbone.denoiser.named_parameters()}
     solved = seen.solve(weights, weights)

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from expunge import Run, files
+from expunge import Run, files, iconworld
 from expunge.benchmark import (
     Experiment,
     at_matched_forgetting,
@@ -75,7 +75,7 @@ def test_tables_have_known_answers(tmp_path: Path) -> None:
         -0.3 - 12.706 * 0.1, abs=1e-3
     )  # t with one degree of freedom; sd 0.1414 / sqrt 2
     after_the_last_step(table.reset_index(), ["full", "no-replay"], tmp_path / "a.png")
-    over_the_sequence(tmp_path, ["full", "no-replay"], tmp_path / "b.png")
+    over_the_sequence(table.reset_index(), tmp_path, ["full", "no-replay"], tmp_path / "b.png")
     assert (tmp_path / "a.png").stat().st_size > 5000 < (tmp_path / "b.png").stat().st_size
 
 
@@ -292,6 +292,14 @@ def test_results_of_something_else_than_the_experiment_asks_for_are_refused(tmp_
     path.write_text(text)
     assert not refused()
     path.write_text(text.replace('preset = "lacu-iconworld"', 'preset = "lacu-iconworld"\ntogether = 2', 1))
+    assert refused()
+    # Words are compared by what is in their file, which may lie elsewhere now.
+    for place in ("here", "there"):
+        words = tmp_path / place / "words.toml"
+        files.write_text(words, (Path(iconworld.__file__).parent / "vocabulary.toml").read_text())
+        path.write_text(text.replace("changes = {", f'changes = {{ prompts = {{ vocabulary = "{words}" }},', 1))
+        assert not refused()
+    words.write_text(words.read_text().replace('"fox"', '"Fox"'))
     assert refused()
     # A precision that the machine decides is whatever another machine decided.
     stored["made"]["config"]["train"]["precision"] = "bf16"

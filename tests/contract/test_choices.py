@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 import warnings
 from collections import Counter
@@ -68,6 +69,27 @@ def test_prompts_that_the_target_cannot_be_written_in_are_left_out(
         _record(backbone, step, mapping="superclass", **retained)
 
 
+def test_a_word_that_few_prompts_of_a_folder_have_is_found_in_all_of_these(backbone: Backbone, tmp_path: Path) -> None:
+    """Whichever prompts are drawn first."""
+    folder = Path(shutil.copytree(Path(__file__).parents[1] / "data" / "prompts", tmp_path / "prompts"))
+    candidates = json.loads((folder / "golf_ball/candidates_clip.json").read_text())
+    rare = [id for id, entry in enumerate(candidates) if id in (1, 3)]
+    for place in rare:
+        entry = candidates[place]["candidates"][0]
+        entry |= {"prompt": entry["prompt"].replace(entry["replacement"], "hen"), "replacement": "hen"}
+    (folder / "golf_ball/candidates_clip.json").write_text(json.dumps(candidates))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        source = PromptFolder(folder)
+    concept = source.concept("golf ball")
+    for seed in range(4):
+        step = context(backbone, source=source, concepts=(concept,), earlier=(), held_out=frozenset(), seed=seed)
+        record = _record(
+            backbone, step, mapping="fixed", mapping_target={"object": "hen"}, forget_prompts=1, neighbours="source"
+        )
+        assert "hen" in record.prompts["mapping"][0]["prompt"]
+
+
 @pytest.mark.parametrize(("now", "before"), [("ball", []), ("golf ball", ["ball"])])
 def test_names_that_speak_of_what_is_gone_are_no_neighbours(backbone: Backbone, now: str, before: list[str]) -> None:
     source = Vocabulary.model_validate(
@@ -100,6 +122,18 @@ def test_a_held_out_neighbour_is_not_trained_on_however_it_is_written(backbone: 
         words = [p for p in (*(p["prompt"] for p in record.prompts["mapping"]), *record.prompts["retain"])]
         assert "wolf" not in record.choices["neighbours"]["fox"]
         assert not any("wolf" in prompt for prompt in words)
+
+
+def test_what_speaks_of_a_held_out_neighbour_is_not_trained_on(backbone: Backbone) -> None:
+    words = iconworld.vocabulary().model_dump(mode="json", by_alias=True)
+    words["groups"][0]["concepts"] = [*words["groups"][0]["concepts"], "arctic wolf"]
+    source = Vocabulary.model_validate(words)
+    step = context(backbone, source=source, held_out=frozenset({"wolf"}))
+    record = _record(backbone, step, retain="local", forget_prompts=20, mapping="contextual", mapping_candidates=90)
+    told = [*(p["prompt"] for p in record.prompts["mapping"]), *record.prompts["retain"]]
+    assert record.choices["neighbours"]["fox"].keys().isdisjoint({"wolf", "arctic wolf"})
+    assert not any("wolf" in prompt for prompt in told)
+    assert not any("wolf" in p for p in source.retain_prompts(["arctic wolf", "dog"], 9, 1, frozenset({"wolf"})))
     record = _record(backbone, context(backbone, held_out=frozenset({"cat"})))
     assert "wolf" in record.choices["neighbours"]["fox"]
 

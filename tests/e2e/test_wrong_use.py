@@ -159,6 +159,23 @@ CASES = {
         "method.mapping_target={style='neon'}",
         says="mapping_target names nothing for 'object', the kind of 'fox'",
     ),
+    "a mapping target that is held out": making(
+        "fox",
+        "--set",
+        "method.mapping=fixed",
+        "--set",
+        "method.mapping_target={object='cat'}",
+        says="maps 'fox' to 'cat', which speaks of 'cat', and that is held out",
+    ),
+    "a mapping target that is asked to go": making(
+        "fox",
+        "dog",
+        "--set",
+        "method.mapping=fixed",
+        "--set",
+        "method.mapping_target={object='dog'}",
+        says="maps 'fox' to 'dog', which speaks of 'dog', and that is asked to go",
+    ),
     "a mapping target with an article": making(
         "fox",
         "--set",

@@ -60,6 +60,23 @@ def test_a_leaking_candidate_is_left_out_with_its_own_line(copy: Path) -> None:
     assert sorted(len(p.candidates) for p in prompt) == [2, 3, 3, 3]
 
 
+def test_what_is_measured_is_not_trained_on_whichever_file_it_is_in(copy: Path) -> None:
+    candidate = json.loads((copy / "golf_ball/candidates_clip.json").read_text())[0]["candidates"][0]["prompt"]
+    retained = (copy / "golf_ball/related_score.txt").read_text().splitlines()[0]
+    (copy / "race_car/val.csv").write_text("id,prompt\n1,a golf ball floats on a POND!\n2,A race car at night\n")
+    with open(copy / "eval.csv", "a") as file:
+        file.write(f"Plum,{candidate}.\nPlum,{retained.upper()}\n")
+    source = read(copy)
+    said = [leak for leak in source.leaks if "is an evaluation prompt too" in leak]
+    assert len(said) == 3
+    assert any("train.csv" in leak and "(val.csv:2)" in leak for leak in said)
+    assert sum("(eval.csv:" in leak for leak in said) == 2
+    left = source.forget_prompts(GOLF_BALL, [], 9, 1, NOTHING)
+    assert len(left) == 3
+    assert candidate not in [c.prompt for p in left for c in p.candidates]
+    assert retained not in source.retain_prompts(source.related(GOLF_BALL), 200, 1, NOTHING)
+
+
 def test_forget_and_mapping_prompts_are_paired_by_id_and_not_by_place(copy: Path) -> None:
     file = copy / "golf_ball/candidates_clip.json"
     file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
@@ -106,7 +123,6 @@ def test_a_forget_prompt_without_candidates_is_named(copy: Path) -> None:
     [
         ("train.csv", "id,text\n1,x\n", r"train\.csv:1: this line needs the columns id,prompt"),
         ("train.csv", "id,prompt\n1,a golf ball\n1,b\n", r"train\.csv:3: this line repeats the id '1'"),
-        ("val.csv", "id,prompt\n1,a golf ball floats on a pond!\n", r"val\.csv:2: .* is a training prompt too"),
         ("candidates_clip.json", "[\n{]", r"candidates_clip\.json:2: this line is not JSON"),
         ("candidates_clip.json", '[\n{"id": 1}]', r"candidates_clip\.json:2: this line needs an id, a source"),
         ("related_score.txt", None, r"related_score\.txt cannot be read"),

@@ -95,7 +95,20 @@ def test_no_training_prompt_is_ever_an_evaluation_prompt() -> None:
         (
             'schema = 1\ntemplates = ["{thing}"]\nevaluation_templates = ["{thing}"]\ngroups = []\n'
             '[slots.thing]\nphrase = "{}"\nkind = "object"',
-            "must not share templates",
+            "makes the prompts of the training template '{thing}'",
+        ),
+        (
+            'schema = 1\ntemplates = ["{thing}{style}{ground}"]\nevaluation_templates = ["{thing}{ground}{style}"]\n'
+            '[[groups]]\nname = "a"\nslot = "thing"\nconcepts = ["ball"]\n[slots.thing]\nphrase = "{}"\nkind = "object"\n'
+            '[slots.style]\nphrase = " in {} style"\nkind = "style"\noptional = true\n'
+            '[slots.ground]\nphrase = " on {}"\nkind = "background"\noptional = true\n',
+            "makes the prompts of the training template '{thing}{style}{ground}' without style",
+        ),
+        (
+            'schema = 1\ntemplates = ["{thing}"]\nevaluation_templates = ["an image of {thing}"]\n'
+            '[slots.thing]\nphrase = "{}"\nkind = "object"\n[[groups]]\nname = "a"\nslot = "thing"\n'
+            'concepts = ["soccer ball", "football"]\n[aliases]\n"soccer ball" = ["Football"]',
+            "'football' means both 'soccer ball' and 'football'",
         ),
     ],
 )

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -36,7 +36,7 @@ from expunge.evaluation import Protocol
 from expunge.schema import Result, Strict, read_toml, validated
 from expunge.stream import PRESETS, Run, RunConfig, preset
 from expunge.stream.directory import changed
-from expunge.stream.named import model_folder, read_protocol
+from expunge.stream.named import model_folder, prompt_source, read_protocol
 from expunge.stream.workshop import ProgressCallback
 
 OPEN_GATE = {
@@ -102,11 +102,15 @@ class Made(Result):
 
     Attributes:
         config: the run's `run.toml`, with the model and the precision that the machine decided.
+        prompts: digest of what prompts were written from; "" where it is not known, or grows (a model's answers).
+        code: {file of a method or a constraint of one's own: its digest}
         together: as the variant had it.
         machine: the one that served the last of it.
     """
 
     config: RunConfig
+    prompts: str = ""
+    code: dict[str, str] = {}
     protocol: Protocol
     together: int
     machine: Machine
@@ -129,7 +133,14 @@ def serve_variant(
     base_model.lend(run, work / "base")
     run.resume(progress)
     base_model.keep(run, work / "base")
-    made = Made(config=run.config, protocol=run.protocol, together=variant.together, machine=Machine.here())
+    made = Made(
+        config=run.config,
+        prompts=_prompts(run.config),
+        code=_code(run.config),
+        protocol=run.protocol,
+        together=variant.together,
+        machine=Machine.here(),
+    )
     told = {**run.summary().model_dump(mode="json", by_alias=True), "made": made.model_dump(mode="json", by_alias=True)}
     files.write_json(target, told)
     shutil.rmtree(folder)
@@ -167,10 +178,16 @@ def outdated(experiment: Experiment, sequences: Iterable[Served], results: Path)
         if not path.exists() or "made" not in (stored := files.read_json(path)):
             continue
         made, variant = validated(Made, stored["made"], f"What {path} was made with"), experiment.variant(name)
-        then = _decided(made.config, made.protocol, made.together)
         asked = preset(variant.preset, _changes(experiment, variant, seed))
-        now = _decided(asked, read_protocol(experiment.protocol), variant.together)
-        now["model"]["digest"] = digest(now["model"]["source"])
+        then = _decided(made.config, made.protocol, made.together, made.prompts, made.code)
+        now = _decided(
+            asked,
+            read_protocol(experiment.protocol),
+            variant.together,
+            _prompts(asked) if made.prompts else "",
+            _code(asked) if made.code else {},
+        )
+        now["model"]["digest"] = digest(asked.model.source)
         for section in ("train", "evaluate"):
             if now[section]["precision"] == "auto":
                 now[section]["precision"] = then[section]["precision"]
@@ -179,9 +196,26 @@ def outdated(experiment: Experiment, sequences: Iterable[Served], results: Path)
     return found
 
 
-def _decided(config: RunConfig, protocol: Protocol, together: int) -> dict[str, Any]:
-    """All that decides what comes of a sequence, as nested tables."""
-    return {**config.to_data(), "protocol": protocol.model_dump(mode="json", by_alias=True), "together": together}
+def _decided(
+    config: RunConfig, protocol: Protocol, together: int, prompts: str, code: Mapping[str, str]
+) -> dict[str, Any]:
+    """All that decides what comes of a sequence, as nested tables: not where files lie whose contents are known."""
+    data = config.to_data()
+    del data["evaluate"]["protocol"], data["model"]["source"]
+    if prompts:
+        data["prompts"] = {"source": config.prompts.source, "digest": prompts}
+    for section in (data["method"], *data["constraints"]):
+        section["name"] = str(section["name"]).rpartition(":")[2]
+    told = {"protocol": protocol.model_dump(mode="json", by_alias=True), "together": together, "code": code}
+    return {**data, **told}
+
+
+def _prompts(config: RunConfig) -> str:
+    return "" if config.prompts.source == "llm" else prompt_source(config.prompts).digest
+
+
+def _code(config: RunConfig) -> dict[str, str]:
+    return {Path(file).name: digest for file, digest in config.own_code.items()}
 
 
 def order(protocol: Protocol, seed: int) -> list[tuple[str, ...]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from expunge import files
+from expunge.benchmark.experiment import results_file
 from expunge.benchmark.table import knob_curve, knob_points, value
 
 OUTCOMES = {
@@ -39,17 +41,19 @@ def after_the_last_step(table: pd.DataFrame, variants: Sequence[str], picture: P
     files.write_figure(picture, figure)
 
 
-def over_the_sequence(results: Path, variants: Sequence[str], picture: Path) -> None:
-    """UA, IRA and CRA after every step, means over seeds, one line per variant."""
+def over_the_sequence(table: pd.DataFrame, results: Path, variants: Sequence[str], picture: Path) -> None:
+    """UA, IRA and CRA after every step, means over the seeds in the table, one line per variant."""
     shown = {"ua": "forgotten (UA)", "ira": "neighbours kept (IRA)", "cra": "the rest kept (CRA)"}
     figure = Figure(figsize=(12, 3.4))
     axes = figure.subplots(1, len(shown), sharey=True)
     for variant in variants:
-        runs = [files.read_json(path) for path in sorted(results.glob(f"{variant}-[0-9]*.json"))]
+        served = table.loc[table["variant"] == variant, "seed"].tolist()
+        runs = [files.read_json(results_file(results, variant, seed)) for seed in served]
+        forgotten = list(accumulate(len(step["concepts"]) for step in runs[0]["steps"]))
         for ax, (metric, label) in zip(axes, shown.items(), strict=True):
-            table = pd.DataFrame([[value(step["metrics"][metric]) for step in run["steps"]] for run in runs])
-            ax.plot(range(1, table.shape[1] + 1), table.mean(), marker="o", markersize=3, label=variant)
-            ax.set(title=label, xlabel="requests served", ylim=(0, 1.02))
+            course = pd.DataFrame([[value(step["metrics"][metric]) for step in run["steps"]] for run in runs])
+            ax.plot(forgotten, course.mean(), marker="o", markersize=3, label=variant)
+            ax.set(title=label, xlabel="concepts forgotten", ylim=(0, 1.02))
             ax.grid(alpha=0.3)
     axes[0].legend(frameon=False, fontsize=8)
     files.write_figure(picture, figure)

@@ -41,7 +41,7 @@ def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.Da
         stem.with_name(f"{stem.name}-table.md"), markdown(table, shown[0], {name: notes[name] for name in shown})
     )
     figures.after_the_last_step(table, shown, stem.with_name(f"{stem.name}-outcomes.png"))
-    figures.over_the_sequence(results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
+    figures.over_the_sequence(table, results, shown[:5], stem.with_name(f"{stem.name}-sequence.png"))
     if not points:
         return pd.DataFrame(columns=["family", "seed", "ira", "cra"])
     figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))

@@ -104,9 +104,8 @@ class StepContext:
         return tuple(c for step in self.earlier for c in step.concepts)
 
     @cached_property
-    def held_out_names(self) -> frozenset[str]:
-        """What people call the held-out neighbours."""
-        return frozenset(name for own in self.held_out for name in self.source.concept(own).names)
+    def held_out_concepts(self) -> tuple[Concept, ...]:
+        return tuple(self.source.concept(name) for name in sorted(self.held_out))
 
     @property
     def off_limits(self) -> frozenset[str]:

@@ -133,8 +133,11 @@ def leak(context: StepContext, prompt: str) -> str | None:
 
 
 def held_out(context: StepContext, name: str) -> bool:
-    """Whether `name`, however it is written, is that of a neighbour that no training may see."""
-    return any(alike(name, own) for own in context.held_out_names)
+    """Whether `name`, however it is written, is that of a neighbour that no training may see, or speaks of one."""
+    return any(
+        mentions(name, concept) or any(alike(name, own) for own in concept.names)
+        for concept in context.held_out_concepts
+    )
 
 
 def may_be_shown(context: StepContext, name: str) -> bool:
@@ -166,10 +169,10 @@ class Asked:
     near: Sequence[str]
     count: int
 
-    def forget_prompts(self, replacements: Sequence[str]) -> list[ForgetPrompt]:
+    def forget_prompts(self, replacements: Sequence[str], count: int | None = None) -> list[ForgetPrompt]:
         context, name = self.context, self.concept.name
         seed = seeds.derive(context.seed, "forget", name)
-        return context.source.forget_prompts(self.concept, replacements, self.count, seed, context.off_limits)
+        return context.source.forget_prompts(self.concept, replacements, count or self.count, seed, context.off_limits)
 
 
 def _null(asked: Asked) -> list[Choice]:
@@ -183,16 +186,23 @@ def _replaced(asked: Asked) -> list[Choice]:
     assert target is not None, asked.config.mapping
     if held_out(asked.context, target):
         raise ExpungeError(f"{concept.name!r} cannot be mapped to {target!r}, which is held out.")
-    choices = []
-    for prompt in asked.forget_prompts([target]):
-        candidates = [c for c in prompt.candidates if c.replacement and words(c.replacement) == words(target)]
-        if candidates:
-            choices.append(Choice(prompt.id, prompt.prompt, (candidates[0],)))
+    count = asked.count
+    while True:  # a source may have the word in a few of its prompts alone
+        prompts = asked.forget_prompts([target], count)
+        choices = []
+        for prompt in prompts:
+            candidates = [c for c in prompt.candidates if c.replacement and words(c.replacement) == words(target)]
+            if candidates:
+                choices.append(Choice(prompt.id, prompt.prompt, (candidates[0],)))
+        if len(choices) >= asked.count or len(prompts) < count:
+            break
+        count *= 2
     if not choices:
         raise ExpungeError(
-            f"The prompt source can write {target!r} in the place of {concept.name!r} in none of its prompts."
+            f"The prompt source can write {target!r} in the place of {concept.name!r} in none of its prompts that speak of "
+            "nothing off limits."
         )
-    return choices
+    return choices[: asked.count]
 
 
 def _contextual(asked: Asked) -> list[Choice]:

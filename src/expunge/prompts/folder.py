@@ -88,7 +88,8 @@ class PromptFolder:
         places = sorted(p.parent for p in folder.glob("*/train.csv"))
         if not places:
             raise ExpungeError(f"{folder} holds no prompts: no folder in it has a train.csv (see docs/prompts.md).")
-        self.read = [_read(place, self._known.concept(place.name.replace("_", " "))) for place in places]
+        evaluated = _evaluated(folder, places)
+        self.read = [_read(place, self._known.concept(place.name.replace("_", " ")), evaluated) for place in places]
         self._measured = _measured(folder / "eval.csv", self._known)
         notes = ["These prompts are left out:", *self.leaks] if self.leaks else []
         if bare := [
@@ -111,6 +112,10 @@ class PromptFolder:
         files = digest_folder(self._folder, (".csv", ".json", ".txt"))
         known = self._known.model_dump(mode="json", by_alias=True)
         return digest_bytes(canonical_json([files, known]).encode())
+
+    @property
+    def persons(self) -> list[Concept]:
+        return self._known.persons
 
     def concept(self, name: str) -> Concept:
         wanted = self._known.concept(name)
@@ -194,11 +199,21 @@ class PromptFolder:
         )
 
 
-def _read(place: Path, concept: Concept) -> ConceptFolder:
+def _read(place: Path, concept: Concept, evaluated: Mapping[tuple[str, ...], Line]) -> ConceptFolder:
+    """
+    Args:
+        evaluated: {words of an evaluation prompt of any concept: where it stands}.
+    """
     leaks: list[str] = []
 
+    def trained(line: Line, shows: bool) -> bool:
+        """Whether the line speaks of the concept exactly if it should, and nothing is measured with it."""
+        if twin := evaluated.get(tuple(words(line.text))):
+            leaks.append(f"{line} is an evaluation prompt too ({twin.file.name}:{twin.number}).")
+            return False
+        return kept(line, shows)
+
     def kept(line: Line, shows: bool) -> bool:
-        """Whether the line speaks of the concept exactly if it should."""
         found = mentions(line.text, concept)
         if shows and found is None:
             leaks.append(f"{line} does not speak of {concept.name!r}.")
@@ -208,22 +223,16 @@ def _read(place: Path, concept: Concept) -> ConceptFolder:
 
     forget = _prompts(place / "train.csv", "id")
     evaluation = [line for line in _prompts(place / "val.csv", "id").values() if kept(line, shows=True)]
-    trained = {tuple(words(line.text)): line for line in forget.values()}
-    for line in evaluation:
-        if twin := trained.get(tuple(words(line.text))):
-            raise ExpungeError(
-                f"{line} is a training prompt too ({twin.file.name}:{twin.number}). Measure with others."
-            )
     pairs = []
     for id, candidates in _candidates(place / "candidates_clip.json", forget).items():
-        left = [candidate for line, candidate in candidates if kept(line, shows=False)]
-        if kept(forget[id], shows=True):
+        left = [candidate for line, candidate in candidates if trained(line, shows=False)]
+        if trained(forget[id], shows=True):
             if not left:
                 leaks.append(f"{forget[id]} has no mapping candidate left.")
             else:
                 pairs.append(ForgetPrompt(id, forget[id].text, tuple(left)))
     related = [line for line in _lines(place / "related_concepts.txt") if kept(line, shows=False)]
-    retain = [line for line in _lines(place / "related_score.txt") if kept(line, shows=False)]
+    retain = [line for line in _lines(place / "related_score.txt") if trained(line, shows=False)]
     found = _by_neighbour([line.text for line in related], [line.text for line in retain])
     return ConceptFolder(
         concept=concept,
@@ -337,6 +346,14 @@ def _measured(file: Path, known: KnownConcepts) -> dict[str, list[str]]:
         if line.text not in prompts:
             prompts.append(line.text)
     return found
+
+
+def _evaluated(folder: Path, places: Sequence[Path]) -> dict[tuple[str, ...], Line]:
+    """{words of an evaluation prompt: where it stands}"""
+    lines = [line for place in places for line in _prompts(place / "val.csv", "id").values()]
+    if (measured := folder / "eval.csv").exists():
+        lines += [line for _, line in _rows(measured, "concept")]
+    return {tuple(words(line.text)): line for line in lines}
 
 
 def _lines(file: Path) -> list[Line]:

@@ -6,8 +6,8 @@ Three questions, each in small parts that a local model can answer:
     prompts     that show a name; the first part is kept for evaluation, the others are for training
     mappings    of training prompts: each written again with another name in the concept's place
 
-What is off limits at a step is not told to the server (it may be a person who asked to be forgotten): such prompts are
-left out here.
+What is off limits at a step is not told to the server (it may be a person who asked to be forgotten): prompts that speak of it
+are left out here.
 """
 
 from __future__ import annotations
@@ -44,6 +44,10 @@ class LlmPrompts:
         """Digest of the cached answers."""
         return self._asking.digest
 
+    @property
+    def persons(self) -> list[Concept]:
+        return self._known.persons
+
     def concept(self, name: str) -> Concept:
         return self._known.concept(name)
 
@@ -65,7 +69,8 @@ class LlmPrompts:
         prompts: list[ForgetPrompt] = []
         for part in self._training(concept, count):
             allowed = self._known.free_of(part, avoid, concept.names)
-            mappings = self._mappings(concept, part, replacements) if replacements else {p: {} for p in part}
+            asks = replacements and allowed
+            mappings = self._mappings(concept, allowed, replacements) if asks else {p: {} for p in allowed}
             for prompt in allowed:
                 left = self._known.free_of(mappings[prompt].values(), avoid)
                 candidates = tuple(Candidate(p, r) for r, p in mappings[prompt].items() if p in left)

@@ -14,12 +14,13 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from expunge.concepts import Concept, article, mentions, words
+from expunge.concepts import PERSON, Concept, article, mentions, words
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
@@ -112,8 +113,6 @@ class Vocabulary(Strict):
             named = set(_SLOT.findall(template))
             if named != set(self.slots):
                 raise ValueError(f"the template {template!r} names the slots {sorted(named)}, not {sorted(self.slots)}")
-        if shared := set(self.templates) & set(self.evaluation_templates):
-            raise ValueError(f"training and evaluation must not share templates: {sorted(shared)}")
         names = [name for group in self.groups for name in group.concepts]
         if twice := sorted({n for n in names if names.count(n) > 1}):
             raise ValueError(f"these concepts stand in two groups: {twice}")
@@ -122,16 +121,43 @@ class Vocabulary(Strict):
         for field, given in (("aliases", self.aliases), ("confusables", self.confusables)):
             if unknown := sorted(set(given) - set(names)):
                 raise ValueError(f"{field} are given for concepts that do not exist: {unknown}")
+        meant: dict[tuple[str, ...], str] = {}
         for group in self.groups:
             for name in group.concepts:
-                self._concept(group, name)  # a name that cannot be one, or a confusable that is an alias too
+                concept = self._concept(group, name)  # a name that cannot be one, or a confusable that is an alias too
+                for own in concept.names:
+                    if (other := meant.setdefault(tuple(words(own)), name)) != name:
+                        raise ValueError(f"{own!r} means both {other!r} and {name!r}")
+        self._check_templates()
         return self
+
+    def _check_templates(self) -> None:
+        """No evaluation prompt may have the words of a training prompt, whichever slots are left open."""
+        optional = [slot for slot, description in self.slots.items() if description.optional]
+        for count in range(len(optional) + 1):
+            for open_slots in combinations(optional, count):
+                filled = {slot: f"<{slot}>" for slot in self.slots if slot not in open_slots}
+                training, evaluation = (
+                    {tuple(words(self.write(template, filled))): template for template in templates}
+                    for templates in (self.templates, self.evaluation_templates)
+                )
+                for same in training.keys() & evaluation.keys():
+                    without = f" without {' and '.join(open_slots)}" if open_slots else ""
+                    raise ValueError(
+                        f"the evaluation template {evaluation[same]!r} makes the prompts of the training template "
+                        f"{training[same]!r}{without}"
+                    )
 
     # -- PromptSource ---------------------------------------------------------------------------------------------
 
     @property
     def digest(self) -> str:
         return digest_bytes(canonical_json(self.model_dump(mode="json", by_alias=True)).encode())
+
+    @property
+    def persons(self) -> list[Concept]:
+        every = (self._concept(group, name) for group in self.groups for name in group.concepts)
+        return [concept for concept in every if concept.kind == PERSON]
 
     def concept(self, name: str) -> Concept:
         wanted = words(name)
@@ -180,11 +206,11 @@ class Vocabulary(Strict):
         return prompts
 
     def retain_prompts(self, names: Sequence[str], count: int, seed: int, avoid: frozenset[str]) -> list[str]:
+        avoid = self._with_what_speaks_of(avoid)
         allowed = [n for n in names if n not in avoid]
         if not allowed:
             raise ExpungeError("No concept is left to retain: every name is forgotten or held out.")
         shares = [len(range(i, count, len(allowed))) for i in range(len(allowed))]
-        avoid = self._with_what_speaks_of(avoid)
         return [
             self.write(template, scene)
             for name, share in zip(allowed, shares, strict=True)

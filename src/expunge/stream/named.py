@@ -10,7 +10,7 @@ from pathlib import Path
 
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
-from expunge.concepts import Concept, alike, check_name
+from expunge.concepts import Concept, alike, check_name, mentions
 from expunge.errors import ExpungeError, nearest, quoted
 from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
 from expunge.hardware import compute_dtype
@@ -110,9 +110,17 @@ def check_solver(solver: str, backbone: type[Backbone]) -> None:
 
 
 def check_requested(
-    config: RunConfig, source: PromptSource, protocol: Protocol, folder: Path, requests: Sequence[Sequence[str]]
+    config: RunConfig,
+    source: PromptSource,
+    protocol: Protocol,
+    folder: Path,
+    requests: Sequence[Sequence[str]],
+    before: Sequence[Concept] = (),
 ) -> list[tuple[Concept, ...]]:
     """The concepts of each of `requests`, which may be served one after another.
+
+    Args:
+        before: what was asked for already.
 
     Raises:
         ExpungeError: for a concept that is not known, or named twice, or that the method or the judge can do nothing with.
@@ -122,18 +130,32 @@ def check_requested(
     names = [concept.name for concept in asked]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ExpungeError(f"{twice[0]!r} is requested twice. One request for it is enough.")
-    check_mapped(config, source, asked)
+    check_mapped(config, source, protocol, asked, before)
     check_judged(protocol, source, asked, folder)
     return found
 
 
-def check_mapped(config: RunConfig, source: PromptSource, concepts: Sequence[Concept]) -> None:
-    """Whether the source can write the word that the method maps `concepts` to, where it maps them to one word."""
+def check_mapped(
+    config: RunConfig, source: PromptSource, protocol: Protocol, concepts: Sequence[Concept], before: Sequence[Concept]
+) -> None:
+    """Where the method maps `concepts` to one word: whether the source can write it, and whether it may be shown. Later steps
+    re-steer concepts that were asked for `before`."""
     method = config.build_method().config
-    if isinstance(method, MappingConfig):
-        for concept in concepts:
-            if target := single_target(method, concept):
-                source.check_replacement(concept, target)
+    if not isinstance(method, MappingConfig):
+        return
+    held_out = [source.concept(name) for name in sorted(protocol.held_out)]
+    for concept in (*before, *concepts):
+        target = single_target(method, concept)
+        if target is None:
+            continue
+        if concept in concepts:
+            source.check_replacement(concept, target)
+        for others, what in ((concepts, "asked to go"), (before, "asked to go"), (held_out, "held out")):
+            if name := next((other.name for other in others if mentions(target, other)), None):
+                raise ExpungeError(
+                    f"The method maps {concept.name!r} to {target!r}, which speaks of {name!r}, and that is {what}. Choose "
+                    "another mapping, or another mapping_target, in a new run."
+                )
 
 
 def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Concept], folder: Path) -> None:

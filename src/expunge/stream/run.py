@@ -148,10 +148,12 @@ class Run:
         if not names:
             raise ExpungeError("A request names at least one concept.")
         self.directory.check()
-        (concepts,) = check_requested(self.config, self.source, self.protocol, self._folder, [names])
+        free = ("rejected", "withdrawn")
+        status = self.history.status
+        before = [c for r in self.requests if status.get(r.step) not in free for c in r.concepts]
+        (concepts,) = check_requested(self.config, self.source, self.protocol, self._folder, [names], before)
         with self.directory.appending():
             requests, status = self.directory.requests(), self.history.status
-            free = ("rejected", "withdrawn")
             taken = {c.name: r for r in requests if status.get(r.step) not in free for c in r.concepts}
             for concept in concepts:
                 if concept.name in taken:

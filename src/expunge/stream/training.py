@@ -137,6 +137,11 @@ def _prepare(
         state, record = method.prepare(context)
         if shop.team.first:
             _note(step, record)
+        elif step.prompts.read_text() != json_text(record.prompts):
+            raise ExpungeError(
+                f"Step {step.index}: two processes chose other prompts, so they would train two models. Use devices of one "
+                "kind."
+            )
     return _Lesson(shop, step, context, method, state, counts)
 
 
