@@ -164,8 +164,8 @@ CASES = {
         "--set",
         "method.mapping=fixed",
         "--set",
-        "method.mapping_target={object='cat'}",
-        says="maps 'fox' to 'cat', which speaks of 'cat', and that is held out",
+        "method.mapping_target={object='bear'}",
+        says="maps 'fox' to 'bear', which speaks of 'bear', and that is held out",
     ),
     "a mapping target that is asked to go": making(
         "fox",

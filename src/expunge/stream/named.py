@@ -143,13 +143,12 @@ def check_mapped(
     method = config.build_method().config
     if not isinstance(method, MappingConfig):
         return
-    held_out = [source.concept(name) for name in sorted(protocol.held_out)]
-    for concept in (*before, *concepts):
-        target = single_target(method, concept)
-        if target is None:
-            continue
-        if concept in concepts:
-            source.check_replacement(concept, target)
+    targets = {concept: target for concept in (*before, *concepts) if (target := single_target(method, concept))}
+    for concept in concepts:
+        if concept in targets:
+            source.check_replacement(concept, targets[concept])
+    held_out = [source.concept(name) for name in sorted(protocol.held_out)] if targets else []
+    for concept, target in targets.items():
         for others, what in ((concepts, "asked to go"), (before, "asked to go"), (held_out, "held out")):
             if name := next((other.name for other in others if mentions(target, other)), None):
                 raise ExpungeError(
