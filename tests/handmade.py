@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from expunge import iconworld
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
 from expunge.files import append_line, digest_bytes, digest_file, save_tensors, write_json, write_text
@@ -56,7 +57,7 @@ def judgements(model: int, gone: Sequence[str], side: int = 0) -> tuple[pd.DataF
                     "level": "between",
                     "prompt": f"a drawing of a {concept}{' beside zelda quixote' if beside else ''}, number {i}",
                     "seed": i,
-                    "asked": f"thing={concept}{beside}",
+                    "asked": f"thing={concept}; background=white{beside}",
                     "judge": "a-test-judge",
                     "shown": concept not in gone,
                     "confidence": 0.1 * i if concept in gone else 0.9,
@@ -122,7 +123,8 @@ def begin(
     directory = RunDirectory(path)
     config = preset("lacu-iconworld", changes).frozen(model)
     write_text(directory.config, config.to_toml())
-    directory.announce(config, "iconworld-1", read_protocol(config.evaluate.protocol).digest)
+    told = (read_protocol(config.evaluate.protocol).digest, iconworld.judge().digest)
+    directory.announce(config, "iconworld-1", *told)
     for i, concept in enumerate(concepts, 1):
         directory.add_request(Request(id=f"{i:04d}", concepts=(concept,), received_at="2026-02-03T04:05:06+00:00"))
     base, images = judgements(0, [])

@@ -45,7 +45,7 @@ def restore_checkpoint(
     latest = folder / "latest"
     if not latest.exists():
         return 0, []
-    path = folder / latest.read_text()
+    path = folder / latest.read_text("utf-8")
     tensors = load_tensors(path)
     done = int(path.stem.removeprefix("train-"))
     with torch.no_grad():
@@ -70,5 +70,5 @@ def forget_checkpoint(folder: Path) -> None:
 def keep_log_until(log: Path, done: int) -> None:
     """Drop the lines of steps that were done after the checkpoint and will be done again."""
     if log.exists():
-        kept = [line for line in log.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        kept = [line for line in log.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]
         write_text(log, "".join(line for line in kept if json.loads(line)["step"] <= done))

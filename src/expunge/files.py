@@ -165,7 +165,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ExpungeError(f"{path} cannot be read as JSON ({error}). Restore it from a copy of the run.") from error
 

@@ -27,7 +27,7 @@ def has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     processor = Path("/proc/cpuinfo")
-    flags = set(processor.read_text().split()) if processor.exists() else set[str]()
+    flags = set(processor.read_text("utf-8").split()) if processor.exists() else set[str]()
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 

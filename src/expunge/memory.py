@@ -100,8 +100,9 @@ def _fits(work: Callable[[], object]) -> bool:
 
 
 def _ran_out(error: MemoryError | RuntimeError) -> bool:
-    """Whether an allocation failed. On a CPU torch says so in words alone."""
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    """Whether an allocation failed. On a CPU, and of CUDA's own libraries, torch says so in words alone."""
+    said = ("can't allocate memory", "out of memory", "ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in said)
 
 
 def held_bytes(groups: Mapping[str, Any]) -> dict[str, int]:
@@ -140,7 +141,7 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage says there starts with the size of the process that started this one
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        line = next(line for line in status.read_text("utf-8").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -197,7 +197,7 @@ def kept_tensors(path: Path | None, make: Callable[[], Mapping[str, Tensor]]) ->
     if path is None:
         return make()
     stored = path.with_suffix(".digest")
-    if path.exists() and stored.exists() and stored.read_text() == digest_file(path):
+    if path.exists() and stored.exists() and stored.read_text("utf-8") == digest_file(path):
         return load_tensors(path)
     tensors = make()
     save_tensors(path, dict(tensors))

@@ -18,9 +18,10 @@ import torch
 
 from expunge import Run
 from expunge.concepts import Concept, Request
-from expunge.files import digest_file
+from expunge.errors import ExpungeError
+from expunge.files import append_line, digest_file
 from expunge.replay import kept_tensors
-from expunge.stream import Findings, verify
+from expunge.stream import Findings, chain, verify
 from expunge.stream.directory import RunDirectory
 from handmade import FOX, NEON, PERSON, SANTA, add_step, begin, check
 from runs import expunge
@@ -223,6 +224,96 @@ def test_what_is_wrong_is_said_with_its_place(copy: RunDirectory) -> None:
         assert any(way in wrong(copy) for way in ("Restore it from a copy", "writes it anew", "paints it anew"))
         path.write_bytes(kept)
         assert verify(copy.path).problems == ()
+
+
+def test_a_request_that_is_missing_or_another_is_not_served_over(copy: RunDirectory) -> None:
+    """Its number would be used again, and what was asked for be lost."""
+    lines = copy.request_lines.read_bytes().splitlines(keepends=True)
+    for left, sentence in (
+        (lines[:-1], "requests.jsonl has 3 lines, and the events speak of 4 requests"),
+        ([lines[0], lines[1].replace(b"Zelda", b"Selda"), *lines[2:]], "Line 2 of requests.jsonl is not request 0002"),
+        ([*lines, lines[0], lines[1]], "requests.jsonl has 6 lines, and the events speak of 4 requests"),
+    ):
+        copy.request_lines.write_bytes(b"".join(left))
+        for command in (("request", copy.path, "owl"), ("resume", copy.path), ("withdraw", copy.path, 4)):
+            assert sentence in " ".join(expunge(*command, code=2).split())
+        assert sentence in " ".join(wrong(copy).split())
+        assert copy.request_lines.read_bytes() == b"".join(left)
+
+
+def test_a_request_whose_process_was_killed_before_its_event_is_one(copy: RunDirectory) -> None:
+    request = Request(id="0005", concepts=(Concept(name="owl"),), received_at="2026-01-01T00:00:00+00:00")
+    append_line(copy.request_lines, request.model_dump_json())
+    assert verify(copy.path).problems == ()
+    run = Run(copy.path)
+    with pytest.raises(ExpungeError, match="'owl' is already requested"):
+        run.request("owl")
+    assert copy.events()[-1]["request"] == "0005"
+    assert run.request("bear").id == "0006"
+    assert [r.id for r in run.open_requests] == ["0005", "0006"]
+    assert verify(copy.path).problems == ()
+
+
+def test_what_was_announced_and_never_put_in_place_is_no_damage(copy: RunDirectory) -> None:
+    """The process was killed in between, and another one has added to the events since."""
+    copy.add_event("measured", judgements="sha256:1", images="sha256:2")
+    copy.add_event("exported", model="sha256:0")
+    assert verify(copy.path).problems == ()
+    copy.base_judgements.write_bytes(b"other")
+    assert "base/judgements.parquet is not what was measured" in wrong(copy)
+
+
+def test_a_run_that_goes_on_while_it_is_verified_is_looked_at_again(
+    copy: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = chain.broken, []
+
+    def meanwhile(data: bytes) -> list[str]:
+        looks.append(len(data))
+        if len(looks) == 1:
+            Run(copy.path).request("owl")
+            return ["as if files had been read before and after"]
+        return look(data)
+
+    monkeypatch.setattr(chain, "broken", meanwhile)
+    assert verify(copy.path).problems == ()
+    assert len(looks) == 2
+
+
+def test_a_record_that_no_event_made_so_is_none(copy: RunDirectory) -> None:
+    """Its process was killed before the event, and the request was taken back then."""
+    run = Run(copy.path)
+    run.request("owl")
+    shutil.copytree(copy.step(1).path, copy.step(5).path)
+    copy.add_event("started", step=5)
+    copy.step(5).state.mkdir()
+    run.withdraw(5, by="me")
+    assert [record.index for record in run.records] == [1, 2, 3, 4]
+    assert verify(copy.path).problems == ()
+
+
+def test_what_a_finished_step_left_of_its_work_is_swept_away(copy: RunDirectory) -> None:
+    """Its process was killed between the event and that."""
+    copy.step(2).state.mkdir()
+    (copy.step(2).state / "train-000006.safetensors").write_bytes(b"gigabytes")
+    Run(copy.path).resume()
+    assert not copy.step(2).state.exists()
+    assert verify(copy.path).problems == ()
+
+
+def test_work_gives_way_also_where_some_that_did_was_deleted(copy: RunDirectory) -> None:
+    for name in ("0002.replaced-2", "0002.replaced-3"):
+        (copy.path / "steps" / name).mkdir()
+    copy.set_aside(2)
+    assert [step.path.name for step in copy.replaced(2)] == [f"0002.replaced-{n}" for n in (2, 3, 4)]
+
+
+def test_a_concept_that_is_asked_for_again_counts_once(tmp_path: Path) -> None:
+    """Its words may have changed in between."""
+    directory, _ = begin(tmp_path / "run", FOX, NEON, FOX.model_copy(update={"aliases": ("vixen",)}))
+    run = Run(directory.path)
+    assert [c.name for c in run._known] == ["fox", "neon"]
+    assert run._known[0].aliases == ("vixen",)
 
 
 def test_a_summary_that_a_killed_process_did_not_write_is_told_from_none(copy: RunDirectory) -> None:

@@ -28,6 +28,7 @@ from expunge.cli.progress import RunProgress
 from expunge.errors import DiskFull
 from expunge.evaluation import run as evaluation
 from expunge.files import digest_bytes, digest_file, load_tensors, writing
+from expunge.iconworld.classifier import CalibratedJudge
 from expunge.prompts import Vocabulary
 from expunge.stream import Progress, directory, step, verify
 from expunge.stream import run as stream
@@ -82,7 +83,7 @@ def make(path: Path, *requests: str) -> package.Run:
     return package.Run.create(path, requests=requests, changes={"evaluate": {"protocol": str(PROTOCOL)}})
 
 
-@pytest.mark.parametrize(("events", "requests"), [(None, 0), (0, 0), (1, 0), (2, 0), (2, 1), (3, 1), (3, 2)])
+@pytest.mark.parametrize(("events", "requests"), [(None, 0), (0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 2)])
 def test_a_run_whose_making_was_killed_is_made_by_the_same_call(
     tmp_path: Path, events: int | None, requests: int
 ) -> None:
@@ -432,11 +433,12 @@ def test_requests_that_came_while_the_disk_was_full_take_nothing_away(
 
     with monkeypatch.context() as patched:
         patched.setattr(directory, "write_text", full)
-        for _ in range(2):
-            expunge("request", waiting, "owl", code=3)
+        expunge("request", waiting, "owl", code=3)
+        assert "'owl' is already requested" in expunge("request", waiting, "owl", code=2)
+        expunge("request", waiting, "bear", code=3)
     check_events(RunDirectory(waiting))
-    expunge("request", waiting, "owl")
     expunge("rollback", waiting, 1)
+    assert [c.name for r in package.Run(waiting).open_requests for c in r.concepts][-2:] == ["owl", "bear"]
 
 
 def test_words_that_change_what_models_are_compared_by_are_told_before_training(
@@ -480,6 +482,17 @@ def test_a_protocol_that_was_edited_is_told_before_training(tmp_path: Path) -> N
     package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_unchanged()
     protocol.write_text(text.replace("guidance = ", "guidance = 1"))
     assert f"The protocol {protocol} is not what this run was made with" in expunge("resume", tmp_path / "run", code=2)
+
+
+def test_another_judge_of_the_same_name_is_told_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"evaluate": {"protocol": str(PROTOCOL)}}
+    package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_unchanged()
+    monkeypatch.setattr(CalibratedJudge, "digest", "sha256:1")
+    assert "The judge iconworld is not the one that this run was made with" in expunge(
+        "resume", tmp_path / "run", code=2
+    )
 
 
 def test_code_of_ones_own_that_was_edited_is_told_before_training(tmp_path: Path) -> None:

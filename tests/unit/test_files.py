@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,14 @@ from expunge.files import (
     write_text,
     writing,
 )
+
+
+def test_text_is_read_as_it_is_written_whatever_the_locale_says() -> None:
+    """A name with an accent is another name in Latin-1."""
+    source = Path(files.__file__).parent
+    bare = re.compile(r"\.read_text\(\)|\bopen\([^)]*\"[rwa]\+?\"\)")
+    assert not [path for path in source.rglob("*.py") if bare.search(path.read_text("utf-8"))]
+    assert bare.search('open(path, "r")')
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def test_what_could_not_be_measured_has_failed_however_low_the_bar() -> None:
     assert gate.passed(GateConfig(enforce=False), found)  # an experiment goes on all the same
 
 
+def test_where_prompts_ask_for_nothing_else_no_context_is_asked_for() -> None:
+    """A folder's prompts, and a language model's, name what they show and nothing of it apart."""
+    found = gate.checks(GateConfig(), measured(), {"fox": SHARE}, None, scenes=False)
+    assert [c.name for c in found] == ["ua", "ira drop", "cra drop", "collapsed"]
+
+
 @pytest.mark.parametrize(
     ("failed", "strength", "factor", "why"),
     [

@@ -103,6 +103,12 @@ def test_work_that_cannot_be_cut_names_no_batch() -> None:
     assert raised.value.exit_code == 3
 
 
+@pytest.mark.parametrize("said", ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"])
+def test_a_gpu_says_in_more_than_one_way_that_it_is_full(said: str) -> None:
+    with pytest.raises(OutOfMemory, match="in loading the model"), whole("loading the model"):
+        raise RuntimeError(said)
+
+
 @pytest.mark.parametrize("context", [lambda: at_once(2, "training", lambda n: None), lambda: whole("loading")])
 def test_what_is_no_lack_of_memory_stays_what_it_is(context: Any) -> None:
     with pytest.raises(RuntimeError, match="shapes"), context():

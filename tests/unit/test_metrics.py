@@ -84,6 +84,33 @@ def test_a_steps_metrics_say_how_many_pictures_were_unknown() -> None:
     assert (result.harmonic_mean.value, result.harmonic_mean.unknown) == (pytest.approx(3 / (1.5 + 1 + 3)), 3)
 
 
+def test_context_is_measured_where_a_prompt_asks_for_something_that_may_stay() -> None:
+    """A fox in neon style has to lose the style once that was asked to go; of a fox alone nothing else could be lost."""
+    asked = ["thing=fox; style=neon", "thing=fox; style=plain", "thing=fox"]
+    after = table([("forget", "fox", f"p{i}", False, a) for i, a in enumerate(asked)])
+    assert list(metrics.beside(after, ["fox", "neon"])["prompt"]) == ["p1"]
+    assert list(metrics.beside(after, ["fox"])["prompt"]) == ["p0", "p1"]
+    after = after.assign(recognisable=True, context=pd.array([False, True, None], dtype="boolean"), collapsed=False)
+    drift = {"image_drift": None, "weight_drift": None}
+    result = measure(after, after, ["fox"], ["fox", "neon"], drift)
+    assert result.context is not None
+    assert (result.context.value, result.context.n) == (1.0, 1)
+    bare = measure(after[2:], after[2:], ["fox"], ["fox"], drift)
+    assert bare.context is None
+    assert bare.reasons["context"] == "no forget prompt asks for anything beside what was asked to go"
+
+
+def test_what_a_judge_never_recognises_is_not_measured() -> None:
+    after = table([("forget", "neon", f"p{i}", shown, "style=neon") for i, shown in enumerate([True, False, False])])
+    after = after.assign(recognisable=pd.array([None] * 3, dtype="boolean"), context=None, collapsed=False)
+    drift = {"image_drift": None, "weight_drift": None}
+    assert measure(after, after, ["neon"], ["neon"], drift).ua_recognisable is None
+    seen = after.assign(recognisable=pd.array([None, True, False], dtype="boolean"))
+    found = measure(seen, seen, ["neon"], ["neon"], drift).ua_recognisable
+    assert found is not None
+    assert (found.value, found.n) == (pytest.approx(1 / 3), 3)
+
+
 def test_where_every_answer_is_unknown_nothing_was_measured() -> None:
     frame = table([("forget", "fox", f"p{i}", None, "thing=fox") for i in range(3)])
     assert metrics.unlearning_accuracy(frame, "fox") is None

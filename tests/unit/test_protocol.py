@@ -93,6 +93,8 @@ def test_a_protocol_that_contradicts_itself_is_refused(protocol: Protocol) -> No
     first = protocol.requests[0][0]
     with pytest.raises(ValidationError, match="forgotten and retained"):
         Protocol.model_validate({**data, "others": [*protocol.others, first]})
+    with pytest.raises(ValidationError, match="are named twice among the others"):
+        Protocol.model_validate({**data, "others": [*protocol.others, protocol.others[0]]})
     with pytest.raises(ValidationError, match="no neighbours are given"):
         Protocol.model_validate({**data, "requests": [*protocol.requests, ["zebra"]]})
 

@@ -292,7 +292,7 @@ class Audit:
                 write_images(shelf.images, images, table, list(images))
             else:
                 write_images(shelf.images, images, table, pictured(table))
-                compare_with_base(table, images, self.base, judges[0], self.config.forgotten)
+                compare_with_base(table, images, self.base, judges[0], self.config.forgotten, sampler.batch_size)
             return table
 
         have = completed(shelf.judgements, rows, judge)
@@ -302,7 +302,8 @@ class Audit:
 
 
 def _rows(protocol: Protocol, source: PromptSource, precision: Precision) -> str:
-    return digest_bytes(canonical_json([protocol.model_dump(mode="json"), source.digest, precision]).encode())
+    models = [find_judge(name, JUDGES).digest for name in (protocol.judge, *protocol.also) if ":" in name]
+    return digest_bytes(canonical_json([protocol.model_dump(mode="json"), source.digest, precision, *models]).encode())
 
 
 def _add(path: Path, table: pd.DataFrame) -> None:

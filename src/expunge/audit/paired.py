@@ -55,6 +55,8 @@ def compare_tables(
 
     def pair(role: str, column: str, missing: bool | None) -> Pair:
         first, second = (part[role] for part in parts)
+        if column == "context":
+            first, second = (metrics.beside(table, requested) for table in (first, second))
         return _explained(
             metrics.mean(first, column, missing=missing),
             metrics.mean(second, column, missing=missing),

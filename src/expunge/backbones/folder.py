@@ -84,7 +84,7 @@ def read_config(folder: Path, file: str = "config.json") -> dict[str, Any]:
     """
     path = folder / file
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        config: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ExpungeError(f"{path} cannot be read as JSON ({error}). Is the model whole?") from error
     return config

@@ -80,6 +80,10 @@ class Judge(Protocol):
     def name(self) -> str:
         """What the judgement table calls it."""
 
+    @property
+    def digest(self) -> str:
+        """Of all that its answers come from."""
+
     def check(self, questions: Sequence[Question], size: tuple[int, int]) -> None:
         """Whether the judge can answer `questions` about pictures of `size` (height, width).
 

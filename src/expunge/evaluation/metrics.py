@@ -11,7 +11,7 @@ prompt are not independent; differences from the base model are paired by row an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pandas as pd
@@ -137,8 +137,16 @@ def difference(after: pd.DataFrame, before: pd.DataFrame, column: str, missing: 
 
 def unlearning_accuracy(table: pd.DataFrame, concept: str) -> Value | None:
     """UA of one concept: share of its forget-prompt pictures of which the judge says that they do not show it."""
-    shown = table.loc[(table["role"] == "forget") & (table["concept"] == concept), "shown"]
-    return wilson(int((~shown.dropna().astype(bool)).sum()), len(shown), int(shown.isna().sum()))
+    return unlearning_accuracies(table[table["concept"] == concept]).get(concept)
+
+
+def unlearning_accuracies(table: pd.DataFrame) -> dict[str, Value | None]:
+    """UA of every concept that the table has forget prompts of."""
+    shown = table[table["role"] == "forget"].groupby("concept")["shown"].agg(["sum", "count", "size"])
+    return {
+        str(concept): wilson(int(row["count"] - row["sum"]), int(row["size"]), int(row["size"] - row["count"]))
+        for concept, row in shown.iterrows()
+    }
 
 
 def harmonic_mean(parts: Sequence[pd.DataFrame], missing: bool | None = None) -> Value | None:
@@ -151,6 +159,13 @@ def harmonic_mean(parts: Sequence[pd.DataFrame], missing: bool | None = None) ->
 def asked_for(asked: str) -> set[str]:
     """The names in a row's column `asked`, which holds its scene."""
     return {part.partition("=")[2] for part in asked.split("; ")}
+
+
+def beside(forget: pd.DataFrame, requested: Collection[str]) -> pd.DataFrame:
+    """The rows of forget prompts by which context is measured: those that ask for something beside their concept, and for
+    nothing of it that was `requested` to go."""
+    others = [asked_for(asked) - {concept} for asked, concept in zip(forget["asked"], forget["concept"], strict=True)]
+    return forget[[bool(names) and not names & {*requested} for names in others]]
 
 
 def of_roles(table: pd.DataFrame, forgotten: Sequence[str], free_of: Sequence[str]) -> dict[str, pd.DataFrame]:

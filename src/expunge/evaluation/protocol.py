@@ -109,6 +109,8 @@ class Protocol(Strict):
         neighbours = replayed | self.held_out
         if both := sorted(set(self.others) & neighbours):
             raise ValueError(f"{both} would count as neighbours and as others")
+        if twice := sorted({name for name in self.others if self.others.count(name) > 1}):
+            raise ValueError(f"{twice} are named twice among the others")
         if len({self.judge, *self.also}) <= len(self.also):
             raise ValueError("a judge is named twice (judge, also)")
         for counts in ("forget", "neighbours", "others"):

@@ -15,7 +15,7 @@ from expunge.prompts import Vocabulary
 HERE = Path(__file__).parent
 DEFAULT = "iconworld-1"
 """What the name "iconworld" means today."""
-PROTOCOL_FILE = tomllib.loads((HERE / "protocols.toml").read_text())
+PROTOCOL_FILE = tomllib.loads((HERE / "protocols.toml").read_text("utf-8"))
 PROTOCOLS = tuple(PROTOCOL_FILE["protocols"])
 
 

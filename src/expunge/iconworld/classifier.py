@@ -89,6 +89,10 @@ class CalibratedJudge:
         self.name = path.stem
         self._path, self._heads = path, heads_of(path)
 
+    @property
+    def digest(self) -> str:
+        return files.digest_file(self._path)
+
     @cached_property
     def _network(self) -> Classifier:
         return load(self._path)[0]

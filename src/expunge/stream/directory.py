@@ -29,6 +29,7 @@ from expunge.files import (
 from expunge.schema import parse_toml, read_text
 from expunge.stream import chain
 from expunge.stream.config import RunConfig
+from expunge.stream.history import History
 from expunge.stream.judged import Shelf
 
 _T = TypeVar("_T")
@@ -111,12 +112,13 @@ class RunDirectory:
     def replaced(self, index: int) -> list[StepDirectory]:
         """Earlier work on a step, in the order in which it was set aside."""
         found = [step for step in self.steps() if step.index == index and "." in step.path.name]
-        return sorted(found, key=lambda step: int(step.path.name.rpartition("-")[2]))
+        return sorted(found, key=_place)
 
     def set_aside(self, index: int) -> None:
         """Make room for new work on a step; what is there is kept."""
         if (step := self.step(index)).path.exists():
-            step.path.rename(step.path.with_name(f"{step.path.name}.replaced-{len(self.replaced(index)) + 1}"))
+            last = max((_place(step) for step in self.replaced(index)), default=0)
+            step.path.rename(step.path.with_name(f"{step.path.name}.replaced-{last + 1}"))
 
     @property
     def vacant(self) -> bool:
@@ -127,13 +129,16 @@ class RunDirectory:
         """Delete what a process that was killed while it served had not written to its end."""
         for folder in (self.memory, self.base_judgements.parent, self.path / "steps"):
             sweep(folder)
+        for index in History.of(self.events()).records:
+            if (step := self.step(index)).finished:
+                step.forget_state()
 
-    def announce(self, config: RunConfig, name: str, protocol: str) -> None:
+    def announce(self, config: RunConfig, name: str, protocol: str, judge: str) -> None:
         """Add the first event, which keeps the settings that `run.toml` holds.
 
         Args:
             name: what the base model is called.
-            protocol: digest of what is measured.
+            protocol, judge: digests of what is measured, and of what it is judged by.
         """
         self.add_event(
             "created",
@@ -142,6 +147,7 @@ class RunDirectory:
             model=config.model.digest,
             name=name,
             protocol=protocol,
+            judge=judge,
             code=config.own_code,
         )
 
@@ -159,10 +165,18 @@ class RunDirectory:
         return _parsed(self.request_lines, Request.model_validate_json)
 
     def add_request(self, request: Request) -> None:
-        line = request.model_dump_json()
+        """Its line, then its event: `announce_requests` makes up for one that a process did not come to add."""
         with self.appending():
-            self.add_event("requested", request=request.id, line=digest_bytes(line.encode()))
-            append_line(self.request_lines, line)
+            append_line(self.request_lines, request.model_dump_json())
+            self.announce_requests()
+
+    def announce_requests(self) -> None:
+        """Add the event of each request that has none."""
+        with self.appending():
+            known = {event["request"] for event in self.events() if event["event"] == "requested"}
+            for request, line in zip(self.requests(), read_lines(self.request_lines), strict=True):
+                if request.id not in known:
+                    self.add_event("requested", request=request.id, line=digest_bytes(line.encode()))
 
     def events(self) -> list[chain.Event]:
         """
@@ -189,7 +203,7 @@ class RunDirectory:
         a long stream painted would make every step dearer than the one before."""
         known = self.remembered()
         digests = sorted(self.memory.glob("[!.]*.digest"))
-        found = {path.with_suffix(".safetensors").name: path.read_text() for path in digests}
+        found = {path.with_suffix(".safetensors").name: path.read_text("utf-8") for path in digests}
         return {name: digest for name, digest in found.items() if known.get(name) != digest}
 
     def forget_damaged(self) -> None:
@@ -252,6 +266,11 @@ class RunDirectory:
             yield
 
 
+def _place(replaced: StepDirectory) -> int:
+    """Of work that gave way: how much of the same step had given way when it did, and itself."""
+    return int(replaced.path.name.rpartition("-")[2])
+
+
 @contextmanager
 def in_use(folder: Path) -> Iterator[None]:
     """Hold a folder for this process. The system frees the lock when a process dies, however it dies.
@@ -265,7 +284,7 @@ def in_use(folder: Path) -> Iterator[None]:
             write_text(owner, f"process {os.getpid()} on {socket.gethostname()} since {now()}\n")
             yield
     except Timeout as error:
-        who = owner.read_text().strip() if owner.exists() else "another process"
+        who = owner.read_text("utf-8").strip() if owner.exists() else "another process"
         raise ExpungeError(f"{folder} is in use by {who}. Wait until it ends, or stop it.") from error
 
 

@@ -15,8 +15,6 @@ from expunge.stream.judged import Shelf, read_image, read_table
 
 PICTURES_PER_CONCEPT = 3
 """Pictures of each concept and role that are kept for the report."""
-BATCH = 64
-"""Pictures of the base model that are read at once."""
 
 
 def pictured(table: pd.DataFrame) -> list[str]:
@@ -31,12 +29,15 @@ def pictured(table: pd.DataFrame) -> list[str]:
     return [*few["row"], *back["row"]]
 
 
-def compare_with_base(table: pd.DataFrame, images: Images, base: Shelf, judge: Judge, requested: Sequence[str]) -> None:
+def compare_with_base(
+    table: pd.DataFrame, images: Images, base: Shelf, judge: Judge, requested: Sequence[str], batch: int
+) -> None:
     """Add to the table how its pictures differ from the base model's: each row's `drift`, the root mean squared difference of
     a pixel, in [0, 1], and its part in the `kernel` distance (`expunge.evaluation.kernel`) of pictures of what stays.
 
     Args:
         requested: names that were ever asked to go; no picture that was to show one is among what stays.
+        batch: pictures that the judge sees at once.
     """
     judged = read_table(base.judgements, ["row", "image"])
     digests = dict(zip(judged["row"], judged["image"], strict=True))
@@ -44,8 +45,8 @@ def compare_with_base(table: pd.DataFrame, images: Images, base: Shelf, judge: J
     drift: dict[str, float] = {}
     features: dict[str, list[Tensor]] = {}
     rows = [row for row in table["row"] if row in digests]
-    for start in range(0, len(rows), BATCH):
-        read = {row: read_image(base.images, digests[row]) for row in rows[start : start + BATCH]}
+    for start in range(0, len(rows), batch):
+        read = {row: read_image(base.images, digests[row]) for row in rows[start : start + batch]}
         before = {row: picture for row, picture in read.items() if picture is not None}
         drift |= {row: _difference(images[row], picture) for row, picture in before.items()}
         if compared := [row for row in before if row in stays]:

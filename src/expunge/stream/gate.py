@@ -23,17 +23,23 @@ NAMES: Mapping[CheckName, str] = {
 
 
 def checks(
-    config: GateConfig, result: Metrics, accuracies: Mapping[str, Value | None], context: Value | None
+    config: GateConfig,
+    result: Metrics,
+    accuracies: Mapping[str, Value | None],
+    context: Value | None,
+    scenes: bool = True,
 ) -> list[Check]:
     """
     Args:
         accuracies: UA of each concept forgotten so far.
         context: paired difference from the base model, over pictures of these concepts.
+        scenes: whether their prompts ask for anything else, of which context could be lost.
     """
+    kept = [_check("context drop", 0.0 - context.value if context else None, config.max_context_drop)] if scenes else []
     ira, cra = (0.0 - d.low if d else None for d in (result.ira_difference, result.cra_difference))
     return [
         *(_check("ua", v.value if v else None, config.forget, concept) for concept, v in accuracies.items()),
-        _check("context drop", 0.0 - context.value if context else None, config.max_context_drop),
+        *kept,
         _check("ira drop", ira, config.max_ira_drop),
         _check("cra drop", cra, config.max_cra_drop),
         _check("collapsed", result.collapsed.high if result.collapsed else None, config.max_collapsed),

@@ -4,12 +4,13 @@ lead the next step or the summary astray.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from expunge.errors import ExpungeError
 from expunge.evaluation import Row
 from expunge.files import digest_bytes, digest_file, read_lines
+from expunge.stream.chain import Event
 from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
 from expunge.stream.judged import digest_images, read_table
@@ -43,6 +44,41 @@ def check_events(directory: RunDirectory) -> None:
         wrong = cut_off(directory, read_lines(directory.event_lines))
     if wrong:
         raise ExpungeError(f"{directory.path}: {wrong}")
+
+
+def check_requests(directory: RunDirectory) -> None:
+    """
+    Raises:
+        ExpungeError: when requests are missing or other ones than came in: one would be lost, or its number used again.
+    """
+    with directory.appending():
+        directory.requests()  # whether they can be read
+        data = "".join(f"{line}\n" for line in read_lines(directory.request_lines)).encode()
+        if wrong := next(other_requests(data, directory.events()), None):
+            raise ExpungeError(f"{directory.path}: {wrong}")
+        directory.announce_requests()
+
+
+def other_requests(data: bytes, events: Sequence[Event]) -> Iterator[str]:
+    """How the lines of `requests.jsonl` differ from what events say came in. The last one may lack its event: its process may
+    have been killed before it added that.
+
+    Args:
+        data: the file.
+    """
+    said = {e["request"]: e["line"] for e in events if e["event"] == "requested"}  # the last word on each counts
+    lines = data.split(b"\n")
+    if lines.pop():
+        yield "requests.jsonl ends in half a line."
+    digests = [digest_bytes(line) for line in lines]
+    if len(digests) not in (len(said), len(said) + 1):
+        yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(said)} requests. {COPY}"
+    for number, (found, (request, line)) in enumerate(zip(digests, said.items(), strict=False), 1):
+        if found != line:
+            yield (
+                f"Line {number} of requests.jsonl is not request {request} as it came in: its digest was {line} and is "
+                f"{found}. {COPY}"
+            )
 
 
 def check_rows(directory: RunDirectory, rows: Sequence[Row]) -> None:

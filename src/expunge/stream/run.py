@@ -30,7 +30,14 @@ from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
 from expunge.stream.export import check_replaceable, mark
 from expunge.stream.history import History
-from expunge.stream.intact import check_events, check_measured, check_model, check_rows, check_weights
+from expunge.stream.intact import (
+    check_events,
+    check_measured,
+    check_model,
+    check_requests,
+    check_rows,
+    check_weights,
+)
 from expunge.stream.judged import read_table
 from expunge.stream.named import (
     JUDGES,
@@ -116,7 +123,7 @@ class Run:
         run = cls(path)
         with run.directory.appending():
             begun = [[c.name for c in r.concepts] for r in run.requests]
-            other = run.directory.config.read_text() != config.to_toml()
+            other = run.directory.config.read_text("utf-8") != config.to_toml()
             if other and not run.directory.events():
                 raise ExpungeError(
                     f"{run.directory.config} was not written by this call. Settings of your own are given as a preset "
@@ -133,7 +140,9 @@ class Run:
                         f"{run.directory.event_lines} is missing: {path} holds a run, and it does not say how it was made. "
                         "Restore the file from a copy of the run."
                     )
-                run.directory.announce(config, model_name(config.model.source, folder), run.protocol.digest)
+                name, judge = model_name(config.model.source, folder), find_judge(run.protocol.judge, JUDGES)
+                run.directory.announce(config, name, run.protocol.digest, judge.digest)
+            check_requests(run.directory)
             for names in groups[len(begun) :]:
                 run.request(*names)
 
@@ -153,6 +162,7 @@ class Run:
         before = [c for r in self.requests if status.get(r.step) not in free for c in r.concepts]
         (concepts,) = check_requested(self.config, self.source, self.protocol, self._folder, [names], before)
         with self.directory.appending():
+            check_requests(self.directory)
             requests, status = self.directory.requests(), self.history.status
             taken = {c.name: r for r in requests if status.get(r.step) not in free for c in r.concepts}
             for concept in concepts:
@@ -182,10 +192,10 @@ class Run:
     def records(self) -> list[StepRecord]:
         """The finished steps, in order, each with what became of it since. A request that was withdrawn before it was served
         has none."""
-        found = []
-        for index, status in sorted(self.history.status.items()):
+        found, history = [], self.history
+        for index, status in sorted(history.status.items()):
             step = self.directory.step(index)
-            if status != "withdrawn" or step.finished:
+            if status != "withdrawn" or (step.finished and digest_file(step.record) == history.records.get(index)):
                 record = read_record(step.record)
                 found.append(record.model_copy(update={"status": status}))
         return found
@@ -214,6 +224,7 @@ class Run:
         with self.directory.locked():
             self.directory.sweep()
             check_events(self.directory)
+            check_requests(self.directory)
             check_measured(self.directory)
             check_model(self.directory)
             if self.open_requests:
@@ -337,6 +348,7 @@ class Run:
         """Hold the run, whose summary can be written afterwards."""
         with self.directory.locked():
             check_events(self.directory)
+            check_requests(self.directory)
             check_measured(self.directory)
             self.directory.forget_damaged()
             yield
@@ -350,8 +362,8 @@ class Run:
 
     @property
     def _known(self) -> list[Concept]:
-        """All concepts that the run was ever asked to forget."""
-        return list(dict.fromkeys(c for r in self.requests for c in r.concepts))
+        """All concepts that the run was ever asked to forget, each as it was last asked for."""
+        return list({c.name: c for r in self.requests for c in r.concepts}.values())
 
     def _workshop(self, progress: ProgressCallback, team: Team, batch: int | None = None) -> Workshop:
         progress(Progress(0, "load", 0, 1))
@@ -500,6 +512,12 @@ class Run:
             raise ExpungeError(
                 f"The protocol {self.config.evaluate.protocol} is not what this run was made with, so that models would be "
                 "compared by other pictures than those before. Put it back as it was, or make a new run with it."
+            )
+        judge = find_judge(self.protocol.judge, JUDGES).digest
+        if created.get("judge", judge) != judge:
+            raise ExpungeError(
+                f"The judge {self.protocol.judge} is not the one that this run was made with, so models would be compared by "
+                "other eyes than those before. Put its files back as they were, or make a new run with it."
             )
         check_rows(self.directory, protocol_rows(self.protocol, self.source, self._known))
 

@@ -51,7 +51,7 @@ def serve(
         train_step(shop, request, step, previous, forgotten, clock)
     base = base_judgements(shop, known, level)
     # While a step is at work requests may come and go: it may be the last one no more, or only now.
-    judged = step.level.read_text() if step.judgements.exists() else None
+    judged = step.level.read_text("utf-8") if step.judgements.exists() else None
     if judged is None or (judged, level) == ("between", "final"):
         with clock.measured("evaluate"):
             _evaluate(shop, step, known, level)
@@ -81,11 +81,13 @@ def _measured(
     }
     result = measure(base, after, now_forgotten, requested, drift)
     forget, before = (metrics.of_roles(table, now_forgotten, requested)["forget"] for table in (after, base))
+    scenes, scenes_before = (metrics.beside(table, requested) for table in (forget, before))
     checks = gate.checks(
         shop.config.gate,
         result,
         {c: metrics.unlearning_accuracy(after, c) for c in now_forgotten},
-        metrics.difference(forget, before, "context"),
+        metrics.difference(scenes, scenes_before, "context"),
+        scenes=not scenes.empty,
     )
     return result, checks
 
@@ -117,7 +119,7 @@ def _decided(
         peak_memory_bytes=peak_memory(),
         evaluations=clock.counts().plus(earlier.evaluations) if earlier else clock.counts(),
         metrics=result,
-        level="final" if step.level.read_text() == "final" else "between",
+        level="final" if step.level.read_text("utf-8") == "final" else "between",
         previous=digest_file(previous) if previous else shop.config.model.digest,
         training=how_it_ended(step),
         gate=checks,
@@ -171,7 +173,9 @@ def _evaluate(shop: Workshop, step: StepDirectory, known: Sequence[Concept], lev
     shop.put(step.weights)
     table, images = _judge(shop, step.index, shop.rows(known, level), shop.protocol.enough)
     write_images(step.images, images, table, pictured(table))
-    compare_with_base(table, images, shop.directory.base, shop.judge, [c.name for c in known])
+    requested, at_most = [c.name for c in known], shop.protocol.sampler.batch_size
+    compare_with_base(table, images, shop.directory.base, shop.judge, requested, at_most)
+    step.judgements.unlink(missing_ok=True)  # which may be of another level
     write_text(step.level, level)
     write_table(step.judgements, table)
 

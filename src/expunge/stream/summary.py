@@ -192,18 +192,19 @@ def measure(
     """
     parts = metrics.of_roles(after, forgotten, requested)
     before = metrics.of_roles(base, forgotten, requested)
-    forget = parts["forget"].assign(
-        gone=~parts["forget"]["shown"], gone_recognisable=~parts["forget"]["shown"] & parts["forget"]["recognisable"]
-    )
+    forget = parts["forget"].assign(gone=~parts["forget"]["shown"])
+    recognised = forget["recognisable"].notna().any()  # else nothing is known of it, not even of what still shows
+    forget["gone_recognisable"] = forget["gone"] & forget["recognisable"] if recognised else forget["recognisable"]
     gone, ira, cra = (
         part[["prompt"]].assign(x=part[column])
         for part, column in ((forget, "gone"), (parts["neighbour"], "shown"), (parts["other"], "shown"))
     )
+    context = metrics.beside(forget, requested)
     everything = pd.concat([parts["forget"], parts["neighbour"], parts["other"]])
     values: dict[str, Value | None] = {
         "ua": metrics.mean(forget, "gone", missing=False),
         "ua_recognisable": metrics.mean(forget, "gone_recognisable", missing=False),
-        "context": metrics.mean(forget, "context"),
+        "context": metrics.mean(context, "context"),
         "recognisable": metrics.mean(everything, "recognisable"),
         "ira": metrics.mean(parts["neighbour"], "shown", missing=False),
         "ira_unreplayed": metrics.mean(parts["neighbour_unreplayed"], "shown", missing=False),
@@ -216,6 +217,8 @@ def measure(
         **drift,
     }
     reasons = {name: "no row of this kind could be judged" for name, value in values.items() if value is None}
+    if context.empty:
+        reasons["context"] = "no forget prompt asks for anything beside what was asked to go"
     if values["weight_drift"] is None:
         reasons["weight_drift"] = "the model's weights hold NaN, or values too large to count with: the model is broken"
     if values["kid_judge"] is None:
@@ -226,18 +229,13 @@ def measure(
     return Metrics(**values, reasons=reasons)
 
 
-def unlearning_row(tables: Sequence[pd.DataFrame], concept: str) -> list[Value | None]:
-    """One row of the UA matrix: the concept's UA after each step."""
-    return [metrics.unlearning_accuracy(table, concept) for table in tables]
-
-
 def summarise_base(base: pd.DataFrame, requested: Sequence[str]) -> BaseSummary:
     parts = metrics.of_roles(base, requested, requested)
     shown = base.groupby("concept")["shown"].agg(["sum", "count", "size"])
     return BaseSummary(
         ira=metrics.mean(parts["neighbour"], "shown", missing=False),
         cra=metrics.mean(parts["other"], "shown", missing=False),
-        context=metrics.mean(parts["forget"], "context"),
+        context=metrics.mean(metrics.beside(parts["forget"], requested), "context"),
         accuracy={
             str(name): metrics.wilson(int(row["sum"]), int(row["size"]), int(row["size"] - row["count"]))
             for name, row in shown.iterrows()
@@ -259,7 +257,7 @@ def summarise(
         base: judgements of the base model.
     """
     names = list(dict.fromkeys(c.name for r in requests for c in r.concepts))
-    tables = [table for _, table in steps]
+    accuracies = [metrics.unlearning_accuracies(table) for _, table in steps]
     fields = set(StepSummary.model_fields)
     return Summary(
         model=model,
@@ -267,7 +265,7 @@ def summarise(
         base=summarise_base(base, names),
         steps=[StepSummary.model_validate(record.model_dump(include=fields)) for record, _ in steps],
         concepts=names,
-        ua_matrix=[unlearning_row(tables, name) for name in names],
+        ua_matrix=[[after.get(name) for after in accuracies] for name in names],
         seconds_total=sum(record.seconds.total for record, _ in steps),
     )
 

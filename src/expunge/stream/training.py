@@ -137,7 +137,7 @@ def _prepare(
         state, record = method.prepare(context)
         if shop.team.first:
             _note(step, record)
-        elif step.prompts.read_text() != json_text(record.prompts):
+        elif step.prompts.read_text("utf-8") != json_text(record.prompts):
             raise ExpungeError(
                 f"Step {step.index}: two processes chose other prompts, so they would train two models. Use devices of one "
                 "kind."
@@ -147,7 +147,7 @@ def _prepare(
 
 def _note(step: StepDirectory, record: Record) -> None:
     """Keep what was chosen. Where a step goes on and the source's words have changed, training begins anew on the new ones."""
-    if step.prompts.exists() and step.prompts.read_text() != json_text(record.prompts):
+    if step.prompts.exists() and step.prompts.read_text("utf-8") != json_text(record.prompts):
         forget_checkpoint(step.state)
     write_json(step.prompts, record.prompts)
     write_json(step.choices, record.choices)

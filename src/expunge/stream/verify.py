@@ -13,9 +13,12 @@ from expunge.stream import chain
 from expunge.stream.config import RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory
 from expunge.stream.history import History
-from expunge.stream.intact import COPY, cut_off
+from expunge.stream.intact import COPY, cut_off, other_requests
 from expunge.stream.judged import digest_images, read_table
 from expunge.stream.summary import ModelSummary, StepRecord, read_record, summarise
+
+LOOKS = 3
+"""Most looks at a run that another process goes on with meanwhile, which would seem not to fit together."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,20 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
     directory = RunDirectory(Path(path))
     if not directory.config.exists() and not directory.event_lines.exists():
         raise ExpungeError(f"{path} holds no run (no run.toml and no events.jsonl).")
-    problems = chain.broken(directory.event_lines.read_bytes() if directory.event_lines.exists() else b"")
-    if problems:
+    for _ in range(LOOKS):
+        before = _events(directory)
+        found = _verify(directory, head)
+        if not found.problems or _events(directory) == before:
+            break
+    return found
+
+
+def _events(directory: RunDirectory) -> bytes:
+    return directory.event_lines.read_bytes() if directory.event_lines.exists() else b""
+
+
+def _verify(directory: RunDirectory, head: str | None) -> Findings:
+    if problems := chain.broken(_events(directory)):
         return Findings((*problems, "Nothing else was looked at, because everything else is measured by the events."))
     lines = read_lines(directory.event_lines)
     found = _Verification(directory, [json.loads(line) for line in lines])
@@ -111,41 +126,25 @@ class _Verification:
 
     def _requests(self) -> Iterator[str]:
         path = self.directory.request_lines
-        said = {e["request"]: e.get("line") for e in self._said("requested")}  # the last word on each counts
-        data = path.read_bytes() if path.exists() else b""
-        lines = data.split(b"\n")
-        if lines.pop():
-            yield "requests.jsonl ends in half a line."
-        digests = [digest_bytes(line) for line in lines]
-        expected = list(said.values())
-        if digests == expected or (self.events[-1]["event"] == "requested" and digests == expected[:-1]):
-            return
-        if len(digests) != len(expected):
-            yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(expected)} requests. {COPY}"
-        for number, (digest, (request, line)) in enumerate(zip(digests, said.items(), strict=False), 1):
-            if digest != line:
-                yield (
-                    f"Line {number} of requests.jsonl is not request {request} as it came in: {_changed(line, digest)}"
-                )
+        yield from other_requests(path.read_bytes() if path.exists() else b"", self.events)
 
     def _base(self) -> Iterator[str]:
         path = self.directory.base_judgements
         said = self._said("measured")
-        allowed = (
-            said[-2:] if said and said[-1] is self.events[-1] else said[-1:]
-        )  # announced, perhaps not yet in place
+        last = {e["judgements"]: e for e in reversed(said)}
+        allowed = [*last.values()][:2]  # the last one was announced, and is perhaps not in place
         if not said:
             if path.exists():
                 yield "base/judgements.parquet is there, and no event speaks of it."
             return
         if not path.exists():
-            if len(said) > 1 or said[-1] is not self.events[-1]:
+            if len(allowed) > 1 or self._said("accepted", "rejected", "retried"):
                 yield f"base/judgements.parquet is missing. {COPY}"
             return
         digest = digest_file(path)
         event = next((e for e in allowed if e["judgements"] == digest), None)
         if event is None:
-            was = allowed[-1]["judgements"]
+            was = allowed[0]["judgements"]
             yield f"base/judgements.parquet is not what was measured of the base model: {_changed(was, digest)}"
         elif digest_images(self.directory.base_images, read_table(path)) != event["images"]:
             yield f"base/images: a picture of the base model was edited or deleted. {COPY}"

@@ -41,6 +41,10 @@ class ClipJudge:
         self._threshold = threshold
         self.name = f"clip:{source}"
 
+    @property
+    def digest(self) -> str:
+        return models.digest(self._folder)
+
     def check(self, questions: Sequence[Question], size: tuple[int, int]) -> None:
         # A picture of any size is resized. A question needs something to compare with.
         for question in questions:

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 
 from expunge.backbones.folder import folder_of, without_bars
 from expunge.errors import ExpungeError
+from expunge.files import digest_folder
 from expunge.hardware import processes
 
 _FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
@@ -35,7 +36,7 @@ def locate(source: str, model_type: str, what: str) -> Path:
     """
     folder = folder_of(source, "The judge's model", "model", partial(snapshot_download, allow_patterns=list(_FILES)))
     try:
-        found = json.loads((folder / "config.json").read_text())["model_type"]
+        found = json.loads((folder / "config.json").read_text("utf-8"))["model_type"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ExpungeError(
             f"{folder} holds no model: its config.json is missing or does not say what it is. "
@@ -51,6 +52,11 @@ def locate(source: str, model_type: str, what: str) -> Path:
         if not any((folder / file).is_file() for file in files):
             raise ExpungeError(f"{folder} has no {part} ({' or '.join(files)}). Download the whole model.")
     return folder
+
+
+def digest(folder: Path) -> str:
+    """Digest of a model's configuration, words and weights."""
+    return digest_folder(folder, (".json", ".safetensors", ".txt", ".jinja"))
 
 
 def load(cls: Any, folder: Path, dtype: torch.dtype | str) -> Any:

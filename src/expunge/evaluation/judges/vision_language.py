@@ -55,6 +55,10 @@ class VisionLanguageJudge:
             )
         self.name = f"vl:{source}"
 
+    @property
+    def digest(self) -> str:
+        return models.digest(self._folder)
+
     def check(self, questions: Sequence[Question], size: tuple[int, int]) -> None:
         for question in questions:
             if question.slot not in question.subjects:
