@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
+from torch import Tensor
 
 from expunge import Run, backbones, seeds
-from expunge.backbones import Evaluations, Predictor, stored_denoiser
-from expunge.files import load_tensors
+from expunge.backbones import Backbone, Evaluations, Predictor, stored_denoiser
+from expunge.cli.shared import changes_of
+from expunge.files import load_tensors, save_tensors
 from expunge.locality import rank, scoring_draws
-from runs import COLD, FAST, STAND_IN, expunge
+from expunge.stream import training
+from runs import COLD, FAST, PROTOCOL, STAND_IN, expunge
 
 
 def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_stopped(tmp_path: Path) -> None:
@@ -55,3 +60,29 @@ def test_with_the_base_model_as_teacher_a_later_step_chooses_as_if_nothing_had_h
     first = {n: w.float() for n, w in load_tensors(path / "steps" / "0001" / "weights.safetensors").items()}
     model.denoiser.load_state_dict(first, strict=False)
     assert farthest_off() > 1e-2
+
+
+@pytest.mark.parametrize("teacher", ["previous", "base"])
+def test_a_later_step_trains_the_model_before_it_beside_the_teacher_that_was_asked_for(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """M(1) is written by hand, and no step is trained."""
+    met: list[dict[str, Tensor]] = []
+
+    def spied(student: Backbone, beside: Predictor, *rest: Any, **more: Any) -> None:
+        met.extend({n: w.clone() for n, w in d.state_dict().items()} for d in (student.denoiser, beside.denoiser))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", spied)
+    changes = changes_of([*FAST[3::2], f"method.teacher={teacher}", f'evaluate.protocol="{PROTOCOL}"'])
+    run = Run.create(tmp_path / "run", requests=["panda", "mosaic"], changes=changes)
+    base = stored_denoiser(STAND_IN)
+    moved = {name: w + 0.5 for name, w in base.items() if ".attn2." in name}
+    models = {"base": base, "previous": {**base, **moved}}
+    save_tensors(tmp_path / "first.safetensors", moved)
+    for request, before in zip(run.requests, (None, tmp_path / "first.safetensors"), strict=True):
+        with pytest.raises(KeyboardInterrupt):
+            run.train(request, before)
+    for found, expected in zip(met, (base, base, models["previous"], models[teacher]), strict=True):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name].cpu(), expected[name].float()) for name in found)
