@@ -42,6 +42,13 @@ def test_rows_have_their_own_seeds_and_are_the_same_every_time(protocol: Protoco
     assert len({r.seed for r in rows}) == len({r.id for r in rows}) == len(rows)
 
 
+def test_a_row_says_whether_training_may_replay_what_it_shows() -> None:
+    tiny = Protocol.read(Path(__file__).parents[1] / "data" / "tiny.toml")
+    rows = [*forget_rows(tiny, VOCABULARY, VOCABULARY.concept("panda")), *retention_rows(tiny, VOCABULARY)]
+    assert {row.concept for row in rows if row.replayed} == {"koala", "ogre", "woodcut"}
+    assert {row.concept for row in rows if not row.replayed} == {"bear", "ghost", "halftone", "panda", "bus", "rocket"}
+
+
 def test_half_of_each_neighbour_group_is_held_out(protocol: Protocol) -> None:
     for group in protocol.neighbours.values():
         assert len(group.held_out) == len(group.replayed)
