@@ -52,6 +52,12 @@ def test_what_a_loss_of_our_own_holds_moves_less_with_it(
         assert last["unlearn"] < 0.5 * first["unlearn"]
 
 
+def test_strength_scales_both_losses_that_forget_and_neither_of_those_that_hold() -> None:
+    weights = {"lambda_unlearn": 3.0, "lambda_preserve": 5.0, "lambda_empty": 7.0, "lambda_again": 11.0}
+    scaled = {"unlearn": 6.0, "preserve": 5.0, "empty": 7.0, "again": 22.0}
+    assert built("dfr", strength=2.0, **weights).weights == scaled
+
+
 def _served(model: Path, folder: Path, **changes: float) -> tuple[dict[str, float], dict[str, float]]:
     """A step that forgets a dog, then one that forgets an apple: the losses before and after the second one."""
     backbone = load(model)
