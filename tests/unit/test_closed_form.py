@@ -112,6 +112,13 @@ def test_less_that_stays_is_lost_than_with_one_multiplier_for_all() -> None:
     assert 0 < short < 120
 
 
+def test_each_part_that_stays_is_as_heavy_as_the_other() -> None:
+    metric, one, other = base().T @ base(), stays().T @ stays(), drawn(20, D, seed=7).T @ drawn(20, D, seed=7)
+    found, scaled = (Problem(metric, [one, factor * other], {}, 0.01).stays for factor in (1, 100))
+    torch.testing.assert_close(scaled, found)
+    assert float((metric * found).sum()) == pytest.approx(2)
+
+
 def test_a_concept_that_is_kept_elsewhere_ends_the_search() -> None:
     """The same tokens shall stay and go: half of the way is left, and what can go still goes."""
     other = drawn(2, D, seed=2)
