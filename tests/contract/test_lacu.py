@@ -153,6 +153,9 @@ def test_scoring_draws_are_noise_at_every_time_as_published(backbone: Backbone) 
     assert torch.equal(draws.latents, again.latents)
     if backbone.denoiser_name == "unet":  # variance preserving: noise stays N(0, I)
         assert draws.latents.var().item() == pytest.approx(1.0, abs=0.02)
+    times = backbone.network_time(torch.arange(1000)).sort().values
+    quarters = torch.bucketize(draws.t.cpu(), times[[250, 500, 750]])
+    assert quarters.bincount(minlength=4).min() > 70  # of 100 each
 
 
 def test_the_nearest_candidate_is_chosen_and_ties_go_to_the_first(backbone: Backbone) -> None:
@@ -174,6 +177,17 @@ def test_a_bank_draws_everything_once_before_anything_twice() -> None:
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert bank.draw(7, 6)[1].tolist() == epochs[0][7:] + epochs[1][:3]
+
+
+def test_a_bank_has_noise_of_its_own_in_every_row_whatever_the_batches(backbone: Backbone) -> None:
+    predict = Predictor(backbone, backbone.denoiser, Evaluations())
+    sampler = Sampler(predict, predict.encode(["a fox", "a bus"]), 2, backbone.replay_solver)
+    small, large = (fill_bank(sampler, 4, batch_size, 12) for batch_size in (3, 64))
+    torch.testing.assert_close(small.latents, large.latents, atol=1e-3, rtol=1e-3)
+    for prompt in range(2):
+        rows = small.latents[small.prompts == prompt].flatten(1)
+        assert len(rows) == 4
+        assert torch.pdist(rows).min() > 1
 
 
 def test_a_bank_drawn_once_has_the_losses_of_fresh_replay(backbone: Backbone) -> None:
