@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import warnings
 from collections import Counter
@@ -18,7 +19,7 @@ from expunge.backbones import Backbone, load
 from expunge.concepts import Concept, mentions
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Earlier, Record, StepContext
-from expunge.prompts import PromptFolder, Vocabulary
+from expunge.prompts import Candidate, ForgetPrompt, PromptFolder, Vocabulary
 from steps import SMALL, built, context, earlier
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
@@ -280,6 +281,38 @@ def test_a_source_with_too_few_candidates_is_named_with_its_prompt(backbone: Bac
     step = context(backbone, held_out=frozenset(iconworld.vocabulary().names("thing")) - {"fox", "wolf"})
     with pytest.raises(ExpungeError, match=r"id 1\) has too few mapping candidates: 1, and mapping_targets is 2"):
         _record(backbone, step, retain="local", mapping_targets=2)
+
+
+class Leaking(Vocabulary):
+    """A prompt of the kind `leaks` is not what was asked for."""
+
+    leaks: str
+
+    def forget_prompts(self, *asked: Any) -> list[ForgetPrompt]:
+        first, *rest = super().forget_prompts(*asked)
+        if self.leaks == "forget":
+            first = dataclasses.replace(first, prompt="a bus in the snow")
+        if self.leaks == "mapping":
+            first = dataclasses.replace(first, candidates=(Candidate("a neon bus", "bus"),))
+        return [first, *rest]
+
+    def retain_prompts(self, *asked: Any) -> list[str]:
+        own = super().retain_prompts(*asked)
+        return ["two foxes in the snow", *own[1:]] if self.leaks == "retain" else own
+
+
+@pytest.mark.parametrize(
+    ("leaks", "sentence"),
+    [
+        ("forget", "The forget prompt 'a bus in the snow' (id 1) does not speak of 'fox'."),
+        ("mapping", "The mapping prompt 'a neon bus' speaks of 'neon', which must be forgotten."),
+        ("retain", "The retain prompt 'two foxes in the snow' speaks of 'fox', which must be forgotten."),
+    ],
+)
+def test_a_prompt_of_a_source_that_leaks_is_told(leaks: str, sentence: str, backbone: Backbone) -> None:
+    source = Leaking.model_validate({**iconworld.vocabulary().model_dump(by_alias=True), "leaks": leaks})
+    with pytest.raises(ExpungeError, match=f"^{re.escape(sentence)}$"):
+        _record(backbone, context(backbone, source=source), mapping="contextual")
 
 
 def _record(backbone: Backbone, step: StepContext | None = None, method: str = "lacu", **changes: Any) -> Record:

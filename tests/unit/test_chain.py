@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,19 @@ def test_a_chain_that_was_only_added_to_is_whole(directory: RunDirectory) -> Non
     directory.add_event("started", step=5)
     assert chain.broken(directory.event_lines.read_bytes()) == []
     assert directory.events()[-1]["previous"] == before != directory.head
+
+
+def test_an_event_waits_while_somebody_else_adds_one(directory: RunDirectory) -> None:
+    other = RunDirectory(directory.path)
+    late = threading.Thread(target=lambda: other.add_event("started", step=6))
+    with directory.appending():
+        late.start()
+        late.join(0.5)
+        assert late.is_alive()
+        directory.add_event("started", step=5)
+    late.join(60)
+    assert [event["step"] for event in directory.events()] == [1, 2, 3, 4, 5, 6]
+    assert chain.broken(directory.event_lines.read_bytes()) == []
 
 
 def test_every_change_of_a_line_is_told_with_its_place(directory: RunDirectory) -> None:
