@@ -20,7 +20,7 @@ import expunge as package
 from expunge import backbones, iconworld
 from expunge.cli import shared
 from expunge.files import digest_bytes, digest_file, load_tensors
-from runs import COLD, DRAWN, STAND_IN, command, expunge
+from runs import STAND_IN, command, expunge
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "summary.schema.json"
 
@@ -129,18 +129,6 @@ def test_a_stream_stays_open(finished_run: Path, tmp_path: Path) -> None:
     status = expunge("status", run)
     assert "0003 pumpkin accepted" in status
     assert len(package.Run(run).summary().steps) == 3
-
-
-def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(tmp_path: Path) -> None:
-    output = expunge("run", tmp_path / "run", "panda", *DRAWN, *COLD, "--set", "gate.forget=1.0", code=1)
-    assert "did not pass the gate: UA of panda is" in output
-    run = package.Run(tmp_path / "run")
-    assert [r.status for r in run.records] == ["rejected"]
-    assert run.current_weights is None
-    assert run.directory.step(1).weights.exists()
-    with pytest.raises(package.ExpungeError, match="nothing to export"):
-        run.export(tmp_path / "out")
-    assert run.request("panda").id == "0002"
 
 
 def test_a_lost_summary_and_page_are_made_anew(finished_run: Path, tmp_path: Path) -> None:

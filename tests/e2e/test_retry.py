@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from expunge import Run
+from expunge import ExpungeError, Run
 from expunge.files import digest_file
 from expunge.stream import verify
 from runs import COLD, DRAWN, command, count_lines, expunge, kill_when
@@ -60,6 +60,15 @@ def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
     assert events[4]["strength"] == 1.5
     assert verify(rejected).problems == ()
     assert "A first attempt with strength 1 missed UA of panda" in (rejected / "report.html").read_text()
+
+
+def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(rejected: Path, tmp_path: Path) -> None:
+    run = Run(shutil.copytree(rejected, tmp_path / "run"))
+    assert run.current_weights is None
+    assert run.directory.step(1).weights.exists()
+    with pytest.raises(ExpungeError, match="nothing to export"):
+        run.export(tmp_path / "out")
+    assert run.request("panda").id == "0002"
 
 
 def test_an_attempt_that_passes_its_gate_needs_no_second_one(tmp_path: Path) -> None:
