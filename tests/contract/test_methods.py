@@ -18,8 +18,17 @@ from expunge.engine import StepLog
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS, Position
 from steps import SMALL, built, context, in_fixed_order, log, run_step
+from tiny import PIPELINES
 
-pytestmark = pytest.mark.parametrize("method", METHODS)
+FIRST, *OTHERS = METHODS
+every_method = pytest.mark.parametrize("method", METHODS)
+each_once = pytest.mark.parametrize(
+    ("method", "model_folder"),
+    [*((FIRST, model) for model in PIPELINES), *((method, "sd-epsilon") for method in OTHERS)],
+    indirect=["model_folder"],
+)
+"""Every method on one backbone, and every backbone under one method: where the two have nothing to do with each other."""
+one_of_each = pytest.mark.parametrize(("method", "model_folder"), [(FIRST, "sd-epsilon")], indirect=["model_folder"])
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 weights_and_adapters = pytest.mark.parametrize("parameters", ["full", "lora"])
 
@@ -49,11 +58,13 @@ def whole(
     return uninterrupted(method, parameters, model_folder)
 
 
+@every_method
 def test_unknown_fields_are_errors(method: str) -> None:
     with pytest.raises(ValidationError, match="no_such_field"):
         METHODS[method].Config(no_such_field=1)
 
 
+@every_method
 def test_prompts_leave_out_what_is_forgotten_or_held_out(method: str, backbone: Backbone) -> None:
     step = context(backbone)
     _, record = built(method).prepare(step)
@@ -64,6 +75,7 @@ def test_prompts_leave_out_what_is_forgotten_or_held_out(method: str, backbone: 
     assert all(mentions(p["prompt"], off_limits[0]) for p in record.prompts["forget"])
 
 
+@every_method
 def test_a_request_for_two_concepts_pairs_the_prompts_of_both(method: str, backbone: Backbone) -> None:
     concepts = tuple(context(backbone).source.concept(name) for name in ("fox", "mosaic"))
     _, record = built(method).prepare(context(backbone, concepts=concepts))
@@ -75,6 +87,7 @@ def test_a_request_for_two_concepts_pairs_the_prompts_of_both(method: str, backb
         assert not any(mentions(p, concept) for p in record.prompts["retain"])
 
 
+@every_method
 def test_losses_are_finite_scalars_with_a_weight_each(method: str, backbone: Backbone) -> None:
     using = built(method)
     step = context(backbone)
@@ -85,6 +98,7 @@ def test_losses_are_finite_scalars_with_a_weight_each(method: str, backbone: Bac
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
 
 
+@every_method
 def test_only_the_declared_parameters_move_and_the_teacher_stays(
     method: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
@@ -99,6 +113,7 @@ def test_only_the_declared_parameters_move_and_the_teacher_stays(
 
 @in_fixed_order
 @weights_and_adapters
+@every_method
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
     method: str,
     parameters: str,
@@ -117,6 +132,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(
 
 @in_fixed_order
 @weights_and_adapters
+@every_method
 def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
     method: str,
     parameters: str,
@@ -146,6 +162,7 @@ def test_training_interrupted_between_checkpoints_ends_with_the_same_bits(
 
 
 @weights_and_adapters
+@one_of_each
 def test_the_comparison_of_resumed_bits_can_fail(
     method: str,
     parameters: str,
@@ -166,6 +183,7 @@ def test_the_comparison_of_resumed_bits_can_fail(
 
 @in_fixed_order
 @weights_and_adapters
+@each_once
 def test_accumulation_is_a_larger_batch(
     method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
@@ -183,6 +201,7 @@ def test_accumulation_is_a_larger_batch(
 
 @pytest.mark.parametrize("half", ["bf16", pytest.param("fp16", marks=on_a_gpu)])
 @weights_and_adapters
+@every_method
 def test_half_precision_trains_close_to_fp32(
     method: str, parameters: str, half: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
@@ -203,6 +222,7 @@ def test_half_precision_trains_close_to_fp32(
 
 
 @weights_and_adapters
+@each_once
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(
     method: str, parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path
 ) -> None:
