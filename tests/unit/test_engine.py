@@ -80,6 +80,7 @@ class Seen(Constraint):
 
 
 def lowest(step: int, micro: int) -> Tensor:
+    """Where the parabola of a micro-batch is at its lowest."""
     return torch.tensor([step + 2.0, 0.3 * step - micro, 5.0 * micro])
 
 
