@@ -97,5 +97,5 @@ def test_a_pictures_drift_is_the_root_of_its_mean_squared_difference(tmp_path: P
     write_table(shelf.judgements, pd.DataFrame(told))
     write_images(shelf.images, base, pd.DataFrame(told), ["row"])
     table = pd.DataFrame(told)
-    compare_with_base(table, after, shelf, Any, ["fox"])
+    compare_with_base(table, after, shelf, Any, ["fox"], 1)
     assert table["drift"].tolist() == [0.5]
