@@ -111,6 +111,33 @@ def test_what_a_judge_never_recognises_is_not_measured() -> None:
     assert (found.value, found.n) == (pytest.approx(1 / 3), 3)
 
 
+@pytest.mark.parametrize("prompts", [12, 20, 50, 150])
+def test_a_model_that_lost_a_picture_is_not_safer_than_one_that_lost_none(prompts: int) -> None:
+    """Two pictures of each prompt; a few of a hundred say too little about the rest for resampling to show."""
+    names = [f"p{i // 2}" for i in range(2 * prompts)]
+    before = table([("other", "bus", name, True, "thing=bus") for name in names])
+    ends: list[tuple[float, float]] = []
+    for lost in range(8):
+        after = before.assign(shown=[not (i % 2 == 0 and i < 2 * lost) for i in range(2 * prompts)])
+        drop, share = metrics.difference(after, before, "shown"), metrics.mean(after, "shown")
+        assert drop is not None
+        assert share is not None
+        assert drop.value == pytest.approx(-lost / (2 * prompts))
+        ends.append((drop.low, share.low))
+    assert ends == sorted(ends, reverse=True)
+    unseen = metrics.wilson(0, prompts)
+    assert unseen is not None
+    assert ends[0] == (pytest.approx(-unseen.high), pytest.approx(1 - unseen.high))
+    assert ends[7] < ends[0]
+    # A gain is mirrored, and what is no count is left to resampling.
+    gained = metrics.difference(before, before.assign(shown=[i > 0 for i in range(2 * prompts)]), "shown")
+    assert gained is not None
+    assert gained.high >= unseen.high
+    drift = metrics.mean(before.assign(drift=[0.001 * (i % 5) for i in range(2 * prompts)]), "drift")
+    assert drift is not None
+    assert drift.high < 0.004
+
+
 def test_where_every_answer_is_unknown_nothing_was_measured() -> None:
     frame = table([("forget", "fox", f"p{i}", None, "thing=fox") for i in range(3)])
     assert metrics.unlearning_accuracy(frame, "fox") is None

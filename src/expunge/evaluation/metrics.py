@@ -60,11 +60,14 @@ def clustered(
 
     Each table has the columns `prompt` and `x`. Missing values are left out, or count as `missing` if that is given and
     not all are missing. Prompts are drawn with replacement within each table. `statistic` maps the tables' means (arrays
-    of any equal length) to the statistic, which lies in [lowest, highest]. Where all prompts agree, resampling shows no
-    spread at all; the interval is then as wide as Wilson's for a share that was never seen in that many prompts.
+    of any equal length) to the statistic, which lies in [lowest, highest].
+
+    Where all prompts agree, resampling shows no spread at all; the interval is then as wide as Wilson's for a share that was
+    never seen in that many prompts. Where a few answers differ it shows too little: the interval reaches no less far than that
+    of tables where none does, so that a model which lost one picture is not thought safer than one which lost none.
     """
     rng = np.random.default_rng(0)
-    points, draws, prompts, n, unknown = [], [], [], 0, 0
+    points, draws, prompts, n, unknown, counted = [], [], [], 0, 0, True
     for table in tables:
         known = table.dropna(subset=["x"])
         if known.empty:
@@ -76,12 +79,17 @@ def clustered(
         points.append(np.array([known["x"].astype(float).mean()]))
         draws.append(_resampled(known, rng))
         n += len(known)
+        counted &= bool(known["x"].astype(float).isin([-1.0, 0.0, 1.0]).all())
     point = float(statistic(points)[0])
     low, high = _bounds(statistic(draws))
+    unseen = wilson(0, min(prompts))
+    assert unseen is not None
     if low == high:
-        unseen = wilson(0, min(prompts))
-        assert unseen is not None
         low, high = max(lowest, point - unseen.high), min(highest, point + unseen.high)
+    elif counted:
+        none, every = (0.0, 0.0) if lowest < 0 else (lowest, highest)  # a difference where nothing changed; a share
+        low = min(low, every - unseen.high) if point <= every else low
+        high = max(high, none + unseen.high) if point >= none else high
     return Value(value=point, low=low, high=high, n=n, unknown=unknown)
 
 
