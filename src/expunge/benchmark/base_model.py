@@ -1,6 +1,7 @@
 """Pictures of M(0), painted once for all sequences of an experiment that would paint the same.
 
-They depend on the model, the protocol, the prompts and the arithmetic, and on nothing that a variant usually changes.
+They, and what is said of them, depend on the model, the protocol, the judge, the prompts and the arithmetic, and on nothing that a
+variant usually changes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from expunge.evaluation import find_judge
 from expunge.files import canonical_json, digest_bytes, digest_file, replacing_folder
 from expunge.stream import Run
 from expunge.stream.judged import digest_images, read_table
+from expunge.stream.named import JUDGES
 
 
 def lend(run: Run, shelf: Path) -> None:
@@ -41,6 +44,7 @@ def _place(run: Run, shelf: Path) -> Path:
     told = [
         run.config.model.digest,
         run.protocol.model_dump(mode="json", by_alias=True),
+        find_judge(run.protocol.judge, JUDGES).digest,
         run.source.digest,
         run.config.evaluate.precision,
     ]
