@@ -1,7 +1,7 @@
 """Pictures of M(0), painted once for all sequences of an experiment that would paint the same.
 
-They, and what is said of them, depend on the model, the protocol, the judge, the prompts and the arithmetic, and on nothing that a
-variant usually changes.
+They, and what is said of them, depend on the model, the protocol, the judge, the prompts and the arithmetic, and on nothing
+that a variant usually changes.
 """
 
 from __future__ import annotations
