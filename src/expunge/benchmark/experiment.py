@@ -35,6 +35,7 @@ from expunge.errors import ExpungeError, nearest
 from expunge.evaluation import Protocol
 from expunge.schema import Result, Strict, read_toml, validated
 from expunge.stream import PRESETS, Run, RunConfig, preset
+from expunge.stream.config import PromptsConfig
 from expunge.stream.directory import changed
 from expunge.stream.named import model_folder, prompt_source, read_protocol
 from expunge.stream.workshop import ProgressCallback
@@ -135,7 +136,7 @@ def serve_variant(
     base_model.keep(run, work / "base")
     made = Made(
         config=run.config,
-        prompts=_prompts(run.config),
+        prompts=_prompts(run.config.prompts),
         code=_code(run.config),
         protocol=run.protocol,
         together=variant.together,
@@ -171,7 +172,7 @@ def outdated(experiment: Experiment, sequences: Iterable[Served], results: Path)
 
     Where "auto" is asked for, any precision will do. Of a file that does not say what it was made with, nothing is known.
     """
-    digest = cache(lambda source: backbones.model_digest(model_folder(source)))
+    digest, prompts = cache(lambda source: backbones.model_digest(model_folder(source))), cache(_prompts)
     found = []
     for name, seed in sequences:
         path = results_file(results, name, seed)
@@ -184,7 +185,7 @@ def outdated(experiment: Experiment, sequences: Iterable[Served], results: Path)
             asked,
             read_protocol(experiment.protocol),
             variant.together,
-            _prompts(asked) if made.prompts else "",
+            prompts(asked.prompts) if made.prompts else "",
             _code(asked) if made.code else {},
         )
         now["model"]["digest"] = digest(asked.model.source)
@@ -210,8 +211,8 @@ def _decided(
     return {**data, **told}
 
 
-def _prompts(config: RunConfig) -> str:
-    return "" if config.prompts.source == "llm" else prompt_source(config.prompts).digest
+def _prompts(config: PromptsConfig) -> str:
+    return "" if config.source == "llm" else prompt_source(config).digest
 
 
 def _code(config: RunConfig) -> dict[str, str]:

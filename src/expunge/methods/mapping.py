@@ -169,10 +169,10 @@ class Asked:
     near: Sequence[str]
     count: int
 
-    def forget_prompts(self, replacements: Sequence[str], count: int | None = None) -> list[ForgetPrompt]:
+    def forget_prompts(self, replacements: Sequence[str]) -> list[ForgetPrompt]:
         context, name = self.context, self.concept.name
         seed = seeds.derive(context.seed, "forget", name)
-        return context.source.forget_prompts(self.concept, replacements, count or self.count, seed, context.off_limits)
+        return context.source.forget_prompts(self.concept, replacements, self.count, seed, context.off_limits)
 
 
 def _null(asked: Asked) -> list[Choice]:
@@ -188,7 +188,7 @@ def _replaced(asked: Asked) -> list[Choice]:
         raise ExpungeError(f"{concept.name!r} cannot be mapped to {target!r}, which is held out.")
     count = asked.count
     while True:  # a source may have the word in a few of its prompts alone
-        prompts = asked.forget_prompts([target], count)
+        prompts = replace(asked, count=count).forget_prompts([target])
         choices = []
         for prompt in prompts:
             candidates = [c for c in prompt.candidates if c.replacement and words(c.replacement) == words(target)]

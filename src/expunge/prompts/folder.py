@@ -16,6 +16,7 @@ Source: the format of github.com/SonyResearch/LACU.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 import warnings
@@ -88,9 +89,14 @@ class PromptFolder:
         places = sorted(p.parent for p in folder.glob("*/train.csv"))
         if not places:
             raise ExpungeError(f"{folder} holds no prompts: no folder in it has a train.csv (see docs/prompts.md).")
-        evaluated = _evaluated(folder, places)
-        self.read = [_read(place, self._known.concept(place.name.replace("_", " ")), evaluated) for place in places]
-        self._measured = _measured(folder / "eval.csv", self._known)
+        own = {place: [*_prompts(place / "val.csv", "id").values()] for place in places}
+        rows = [*_rows(folder / "eval.csv", "concept")] if (folder / "eval.csv").exists() else []
+        lines = [*itertools.chain(*own.values()), *(line for _, line in rows)]
+        evaluated = {tuple(words(line.text)): line for line in lines}
+        self.read = [
+            _read(place, self._known.concept(place.name.replace("_", " ")), own[place], evaluated) for place in places
+        ]
+        self._measured = _measured(rows, self._known)
         notes = ["These prompts are left out:", *self.leaks] if self.leaks else []
         if bare := [
             f"{place.name}: {_some(one.bare)}" for place, one in zip(places, self.read, strict=True) if one.bare
@@ -199,9 +205,12 @@ class PromptFolder:
         )
 
 
-def _read(place: Path, concept: Concept, evaluated: Mapping[tuple[str, ...], Line]) -> ConceptFolder:
+def _read(
+    place: Path, concept: Concept, own: Sequence[Line], evaluated: Mapping[tuple[str, ...], Line]
+) -> ConceptFolder:
     """
     Args:
+        own: the concept's evaluation prompts.
         evaluated: {words of an evaluation prompt of any concept: where it stands}.
     """
     leaks: list[str] = []
@@ -222,7 +231,7 @@ def _read(place: Path, concept: Concept, evaluated: Mapping[tuple[str, ...], Lin
         return (found is not None) == shows
 
     forget = _prompts(place / "train.csv", "id")
-    evaluation = [line for line in _prompts(place / "val.csv", "id").values() if kept(line, shows=True)]
+    evaluation = [line for line in own if kept(line, shows=True)]
     pairs = []
     for id, candidates in _candidates(place / "candidates_clip.json", forget).items():
         left = [candidate for line, candidate in candidates if trained(line, shows=False)]
@@ -338,22 +347,14 @@ def _rows(file: Path, key: str) -> Iterator[tuple[str, Line]]:
         _refuse(file, reader.line_num, f"is not CSV ({error})")
 
 
-def _measured(file: Path, known: KnownConcepts) -> dict[str, list[str]]:
-    """{concept, as `known` calls it: evaluation prompts} of eval.csv, each prompt once; nothing where there is no file."""
+def _measured(rows: Sequence[tuple[str, Line]], known: KnownConcepts) -> dict[str, list[str]]:
+    """{concept, as `known` calls it: evaluation prompts} of the rows of eval.csv, each prompt once."""
     found: dict[str, list[str]] = {}
-    for name, line in _rows(file, "concept") if file.exists() else ():
+    for name, line in rows:
         prompts = found.setdefault(known.concept(name).name, [])
         if line.text not in prompts:
             prompts.append(line.text)
     return found
-
-
-def _evaluated(folder: Path, places: Sequence[Path]) -> dict[tuple[str, ...], Line]:
-    """{words of an evaluation prompt: where it stands}"""
-    lines = [line for place in places for line in _prompts(place / "val.csv", "id").values()]
-    if (measured := folder / "eval.csv").exists():
-        lines += [line for _, line in _rows(measured, "concept")]
-    return {tuple(words(line.text)): line for line in lines}
 
 
 def _lines(file: Path) -> list[Line]:

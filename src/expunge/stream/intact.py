@@ -53,23 +53,16 @@ def check_requests(directory: RunDirectory) -> None:
     """
     with directory.appending():
         directory.requests()  # whether they can be read
-        data = "".join(f"{line}\n" for line in read_lines(directory.request_lines)).encode()
-        if wrong := next(other_requests(data, directory.events()), None):
+        lines = [line.encode() for line in read_lines(directory.request_lines)]
+        if wrong := next(other_requests(lines, directory.events()), None):
             raise ExpungeError(f"{directory.path}: {wrong}")
         directory.announce_requests()
 
 
-def other_requests(data: bytes, events: Sequence[Event]) -> Iterator[str]:
+def other_requests(lines: Sequence[bytes], events: Sequence[Event]) -> Iterator[str]:
     """How the lines of `requests.jsonl` differ from what events say came in. The last one may lack its event: its process may
-    have been killed before it added that.
-
-    Args:
-        data: the file.
-    """
+    have been killed before it added that."""
     said = {e["request"]: e["line"] for e in events if e["event"] == "requested"}  # the last word on each counts
-    lines = data.split(b"\n")
-    if lines.pop():
-        yield "requests.jsonl ends in half a line."
     digests = [digest_bytes(line) for line in lines]
     if len(digests) not in (len(said), len(said) + 1):
         yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(said)} requests. {COPY}"

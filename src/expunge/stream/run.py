@@ -157,20 +157,17 @@ class Run:
         if not names:
             raise ExpungeError("A request names at least one concept.")
         self.directory.check()
-        free = ("rejected", "withdrawn")
-        status = self.history.status
-        before = [c for r in self.requests if status.get(r.step) not in free for c in r.concepts]
+        before = [concept for request in self._standing for concept in request.concepts]
         (concepts,) = check_requested(self.config, self.source, self.protocol, self._folder, [names], before)
         with self.directory.appending():
             check_requests(self.directory)
-            requests, status = self.directory.requests(), self.history.status
-            taken = {c.name: r for r in requests if status.get(r.step) not in free for c in r.concepts}
+            taken = {c.name: request for request in self._standing for c in request.concepts}
             for concept in concepts:
                 if concept.name in taken:
                     which = taken[concept.name]
-                    what = "forgotten" if status.get(which.step) == "accepted" else "requested"
+                    what = "forgotten" if which.step in self.history.accepted else "requested"
                     raise ExpungeError(f"{concept.name!r} is already {what} (request {which.id}).")
-            request = Request(id=f"{len(requests) + 1:04d}", concepts=concepts, received_at=now())
+            request = Request(id=f"{len(self.requests) + 1:04d}", concepts=concepts, received_at=now())
             self.directory.add_request(request)
         return request
 
@@ -187,6 +184,12 @@ class Run:
     def open_requests(self) -> list[Request]:
         status = self.history.status
         return [r for r in self.requests if r.step not in status]
+
+    @property
+    def _standing(self) -> list[Request]:
+        """Those that were served, or will be: what is neither rejected nor withdrawn."""
+        status = self.history.status
+        return [r for r in self.requests if status.get(r.step) not in ("rejected", "withdrawn")]
 
     @property
     def records(self) -> list[StepRecord]:

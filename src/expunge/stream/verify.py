@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from expunge.errors import ExpungeError
-from expunge.files import digest_bytes, digest_file, json_text, read_lines
+from expunge.files import digest_bytes, digest_file, json_text
 from expunge.stream import chain
 from expunge.stream.config import RunConfig
 from expunge.stream.directory import RunDirectory, StepDirectory
@@ -53,7 +53,7 @@ def verify(path: str | Path, head: str | None = None) -> Findings:
         raise ExpungeError(f"{path} holds no run (no run.toml and no events.jsonl).")
     for _ in range(LOOKS):
         before = _events(directory)
-        found = _verify(directory, head)
+        found = _verify(directory, before, head)
         if not found.problems or _events(directory) == before:
             break
     return found
@@ -63,10 +63,10 @@ def _events(directory: RunDirectory) -> bytes:
     return directory.event_lines.read_bytes() if directory.event_lines.exists() else b""
 
 
-def _verify(directory: RunDirectory, head: str | None) -> Findings:
-    if problems := chain.broken(_events(directory)):
+def _verify(directory: RunDirectory, events: bytes, head: str | None) -> Findings:
+    if problems := chain.broken(events):
         return Findings((*problems, "Nothing else was looked at, because everything else is measured by the events."))
-    lines = read_lines(directory.event_lines)
+    lines = events.decode().split("\n")[:-1]
     found = _Verification(directory, [json.loads(line) for line in lines])
     problems = list(found.problems())
     if wrong := cut_off(directory, lines):
@@ -126,7 +126,10 @@ class _Verification:
 
     def _requests(self) -> Iterator[str]:
         path = self.directory.request_lines
-        yield from other_requests(path.read_bytes() if path.exists() else b"", self.events)
+        *lines, half = (path.read_bytes() if path.exists() else b"").split(b"\n")
+        if half:
+            yield "requests.jsonl ends in half a line."
+        yield from other_requests(lines, self.events)
 
     def _base(self) -> Iterator[str]:
         path = self.directory.base_judgements
