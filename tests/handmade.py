@@ -13,7 +13,7 @@ import torch
 from expunge import iconworld
 from expunge.concepts import Concept, Request
 from expunge.evaluation import Value
-from expunge.files import append_line, digest_bytes, digest_file, save_tensors, write_json, write_text
+from expunge.files import append_line, canonical_json, digest_bytes, digest_file, save_tensors, write_json, write_text
 from expunge.replay import kept_tensors
 from expunge.stream import preset
 from expunge.stream.directory import RunDirectory
@@ -45,7 +45,7 @@ def judgements(model: int, gone: Sequence[str], side: int = 0) -> tuple[pd.DataF
     for role, concept, replayed in rows:
         for i in range(4):
             row = f"{role}/{concept}/by hand {i}"
-            beside = "; subject=Zelda Quixote" if (concept, i) == ("fox", 0) else ""
+            beside = {"subject": "Zelda Quixote"} if (concept, i) == ("fox", 0) else {}
             pixels = np.random.default_rng([side, model, len(images)]).integers(0, 255, (8, 8, 3), dtype=np.uint8)
             images[row] = pixels
             table.append(
@@ -57,7 +57,7 @@ def judgements(model: int, gone: Sequence[str], side: int = 0) -> tuple[pd.DataF
                     "level": "between",
                     "prompt": f"a drawing of a {concept}{' beside zelda quixote' if beside else ''}, number {i}",
                     "seed": i,
-                    "asked": f"thing={concept}; background=white{beside}",
+                    "asked": canonical_json({"thing": concept, "background": "white", **beside}),
                     "judge": "a-test-judge",
                     "shown": concept not in gone,
                     "confidence": 0.1 * i if concept in gone else 0.9,

@@ -31,12 +31,14 @@ from expunge.errors import ExpungeError, nearest
 from expunge.files import append_line
 from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
 from expunge.methods import GradientMethod, Position
-from expunge.reference import PREDICTORS, EngineName, Regularized
+from expunge.reference import PREDICTORS, EngineName
 from expunge.schema import Strict
 from expunge.stopping import Check, Reason, StopConfig, relative, verdict
 from expunge.trainable import LoraConfig, Trainable, trainable
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+_OVERFLOWS = 30
+"""How often in a row a gradient may overflow in fp16, its scale halved each time, until it is not the scale's fault."""
 
 
 class TrainConfig(Strict):
@@ -174,7 +176,7 @@ def train(
         evaluations: counts the student's evaluations.
 
     Raises:
-        ExpungeError: when a loss is not finite; nothing after the last checkpoint is kept.
+        ExpungeError: when a loss or a gradient is not finite; nothing after the last checkpoint is kept.
     """
     # Accelerate keeps the precision in a process-wide singleton; one run's must not bind the next one's.
     AcceleratorState._reset_state()
@@ -198,9 +200,9 @@ def train(
         anchors = Anchors(
             {n: w.to(accelerator.device) for n, w in held.items()}, {n: base[n].to(accelerator.device) for n in held}
         )
-        if config.engine == "reference" and constraints:
-            method = Regularized(method, partial(_penalty, constraints, trained, anchors))
-            constraints = ()
+        # In the published loop autograd takes it, in every micro-batch.
+        published = config.engine == "reference" and constraints
+        penalty = partial(_penalty, constraints, trained, anchors) if published else None
         held_out = _HeldOut(accelerator, method, state, teacher, config) if config.stop else None
         if held_out and not checks:
             checks.append(held_out.check(student, 0))
@@ -209,24 +211,29 @@ def train(
             # Processes may round a solution differently, and must train one model.
             with torch.no_grad():
                 broadcast([*parameters.values()])
-        stopped = _stopped(done, checks, config)
+        stopped, left_out = _stopped(done, checks, config), 0
         while stopped is None:
             start = time.perf_counter()
             rate = learning_rate(config, done)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            values = _backward(accelerator, denoiser, method, state, student, teacher, config, done)
+            values = _backward(accelerator, denoiser, method, state, student, teacher, config, done, penalty)
             accelerator.unscale_gradients(optimizer)
-            if constraints:
+            if constraints and not penalty:
                 with trained.constrained() as weights:
                     values["regularize"] = sum(float(c.regularize(weights, anchors)) for c in constraints)
                 _check_finite({"regularization": values["regularize"]}, done)
             norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm).item()
-            if accelerator.scaler is None:  # which leaves out a step whose gradient overflowed
+            if accelerator.scaler is None or left_out == _OVERFLOWS:
                 _check_finite({"gradient": norm}, done)
             optimizer.step()
             optimizer.zero_grad()
-            done += 1
+            if (
+                optimizer.step_was_skipped
+            ):  # its rows are taken again, at the smaller scale that the scaler goes on with
+                left_out += 1
+                continue
+            done, left_out = done + 1, 0
             if held_out and held_out.due(done):
                 checks.append(held_out.check(student, done))
             stopped = _stopped(done, checks, config)
@@ -264,6 +271,7 @@ def _backward(
     teacher: Predictor,
     config: TrainConfig,
     step: int,
+    penalty: Callable[[], Tensor] | None,
 ) -> dict[str, float]:
     """Gradients of one optimizer step, summed over its micro-batches; the mean of each loss over all its rows."""
     sums: dict[str, Tensor] = {}
@@ -273,9 +281,12 @@ def _backward(
         attention = _attention(student, config)
         with nullcontext() if last else accelerator.no_sync(denoiser):
             with accelerator.autocast(), attention:
-                losses = method.losses(method.batch(state, position, student), student, teacher, state)
-            _check_losses(method, losses)
-            total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
+                losses = dict(method.losses(method.batch(state, position, student), student, teacher, state))
+                _check_losses(method, losses)
+                total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
+                if penalty:
+                    losses["regularize"] = penalty()
+                    total = total + losses["regularize"]
             accelerator.backward(total / config.accumulation)
         for name, loss in losses.items():
             sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation

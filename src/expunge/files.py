@@ -167,7 +167,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise ExpungeError(f"{path} cannot be read as JSON ({error}). Restore it from a copy of the run.") from error
+        raise ExpungeError(f"{path} cannot be read as JSON ({error}). Restore it from a copy.") from error
 
 
 def append_line(path: Path, line: str) -> None:

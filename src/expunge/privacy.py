@@ -60,8 +60,7 @@ class Names:
 
 def prompted(protocol: Protocol, source: PromptSource) -> list[Concept]:
     """All concepts that the protocol's prompts are written about, and the persons whom they may show beside them."""
-    groups = protocol.neighbours
-    names = {*groups, *protocol.others, *(n for g in groups.values() for n in g.names)}
+    names = {*protocol.neighbours, *protocol.measured}
     return [*(source.concept(name) for name in sorted(names)), *source.persons]
 
 

@@ -16,15 +16,13 @@ docs/performance.md says what of it is left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import Tensor
 
 from expunge.backbones import Asked, Backbone, Conditioning, Predictor, Prompts
-from expunge.methods import GradientMethod, Position, Record, StepContext
-from expunge.methods.base import TeacherName
 
 EngineName = Literal["fast", "reference"]
 
@@ -64,31 +62,3 @@ class SeparatePasses(Predictor):
 
 PREDICTORS: dict[EngineName, type[Predictor]] = {"fast": Predictor, "reference": SeparatePasses}
 """How the networks of a step are evaluated."""
-
-
-class Regularized(GradientMethod[Any, Any]):
-    """`method` with the constraints' penalty as one more loss, whose gradient autograd takes in every micro-batch."""
-
-    def __init__(self, method: GradientMethod[Any, Any], penalty: Callable[[], Tensor]) -> None:
-        super().__init__(method.config)
-        self._method, self._penalty = method, penalty
-
-    @property
-    def teacher(self) -> TeacherName:
-        return self._method.teacher
-
-    @property
-    def weights(self) -> Mapping[str, float]:
-        return {**self._method.weights, "regularize": 1.0}
-
-    def prepare(self, context: StepContext) -> tuple[Any, Record]:
-        return self._method.prepare(context)
-
-    def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: Any) -> None:
-        self._method.start(student, teacher, state)
-
-    def batch(self, state: Any, position: Position, student: Predictor) -> Any:
-        return self._method.batch(state, position, student)
-
-    def losses(self, batch: Any, student: Predictor, teacher: Predictor, state: Any) -> Mapping[str, Tensor]:
-        return {**self._method.losses(batch, student, teacher, state), "regularize": self._penalty()}

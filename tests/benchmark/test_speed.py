@@ -222,6 +222,9 @@ def test_ratios_are_medians_of_pairs_and_quoted_from_six_on(tmp_path: Path) -> N
     assert results.model_copy(update={"rows": tuple(rows[:10])}).caveats != []
     results.write(tmp_path / "r.json")
     assert SpeedResults.read(tmp_path / "r.json") == results
+    (tmp_path / "r.json").write_text(json.dumps({"schema": 1, "machine": {}}))
+    with pytest.raises(ExpungeError, match=r"The results file .*r\.json cannot be used: "):
+        SpeedResults.read(tmp_path / "r.json")
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from expunge.constraints import L2
 from expunge.errors import ExpungeError
 from expunge.methods import METHODS
 from expunge.stream import preset
-from steps import SMALL, log, run_step
+from steps import SMALL, context, log, run_step
 
 
 def test_the_page_about_ones_own_method_is_true(
@@ -50,6 +50,13 @@ def test_what_a_method_hands_back_is_looked_at(
     monkeypatch.setattr(METHODS["naive"], "losses", lambda *told: spoil(right(*told)))
     with pytest.raises(ExpungeError, match=sentence):
         run_step(load(sd_folder), tmp_path, method="naive")
+
+
+def test_time_counts_as_one_of_a_steps_phases(sd_folder: Path) -> None:
+    step = context(load(sd_folder))
+    with pytest.raises(ValueError, match="counts as one of choose, replay, not as 'mask'"), step.phase("mask"):  # type: ignore[arg-type]
+        pass
+    assert step.seconds == {}
 
 
 def test_a_constraint_that_is_not_finite_stops_with_a_sentence(

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from expunge.backbones import Evaluations, Predictor
 from expunge.constraints import L2, Anchors, Constraint, ConstraintConfig, L2Config
 from expunge.engine import TrainConfig, train
+from expunge.errors import ExpungeError
 from expunge.hardware import best_device
 from expunge.methods import GradientMethod, Position
 from expunge.methods.base import TeacherName
@@ -167,3 +169,45 @@ def test_the_stopping_rule_looks_at_rows_that_no_step_trains_on(tmp_path: Path) 
     checked, learned = ([row for drawer, row in method.drawn if drawer is who] for who in (teacher, student))
     assert (len(set(checked)), len(set(learned))) == (3, 8)
     assert not {*checked} & {*learned}
+
+
+@pytest.mark.parametrize("scale", [2.0**20, 2.0**127])
+def test_a_step_whose_gradient_overflows_is_taken_again(
+    scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The published loop counts it as done. Scales are powers of two, which change no digit of a gradient."""
+
+    class Scaled(Accelerator):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.scaler = torch.amp.GradScaler(self.device.type, init_scale=scale)
+
+        def unscale_gradients(self, optimizer: Any = None) -> None:
+            self.scaler.unscale_(optimizer.optimizer)
+
+    config = TrainConfig(steps=3, accumulation=2, warmup_steps=2)
+    plain = trained(config, tmp_path / "plain")
+    method = Pull()
+    monkeypatch.setattr("expunge.engine.Accelerator", Scaled)
+    assert torch.equal(trained(config, tmp_path / "scaled", method), plain)
+    rows = [row for _, row in method.drawn]
+    assert sorted(set(rows)) == list(range(6))
+    assert (len(rows) > 6) == (scale > 2**100)
+    assert [line["step"] for line in log(tmp_path / "scaled")] == [1, 2, 3]
+
+
+def test_a_gradient_that_overflows_at_every_scale_ends_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Overflowing(Accelerator):
+        def __init__(self, **settings: Any) -> None:
+            super().__init__(**settings)
+            self.scaler = torch.amp.GradScaler(self.device.type)
+
+        def unscale_gradients(self, optimizer: Any = None) -> None:
+            optimizer.param_groups[0]["params"][0].grad.fill_(math.inf)
+            self.scaler.unscale_(optimizer.optimizer)
+
+    monkeypatch.setattr("expunge.engine.Accelerator", Overflowing)
+    with pytest.raises(ExpungeError, match="gradient is not finite at optimizer step 1"):
+        trained(TrainConfig(steps=3), tmp_path)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from typing import Any
+
+import pandas as pd
 import pytest
 
-from expunge.evaluation import Value
+from expunge.errors import ExpungeError
+from expunge.evaluation import Row, Value, metrics
 from expunge.stream import gate
 from expunge.stream.config import GateConfig
 from expunge.stream.summary import Attempt, Check, Metrics
@@ -49,6 +54,55 @@ def test_what_could_not_be_measured_has_failed_however_low_the_bar() -> None:
     assert not any(c.passed for c in found)
     assert not gate.passed(config, found)
     assert gate.passed(GateConfig(enforce=False), found)  # an experiment goes on all the same
+
+
+def rows(neighbours: int, others: int, forget: int, seeds: int = 1) -> list[Row]:
+    """Rows of as many different prompts, each painted with `seeds` seeds."""
+    return [
+        Row(f"{role}/{i}/{s}", role, "fox", "thing", False, "between", f"{role} {i}", {}, s)
+        for role, n in (("neighbour", neighbours), ("other", others), ("forget", forget))
+        for i in range(n)
+        for s in range(seeds)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "changes", "sentence"),
+    [
+        ((22, 22, 29), {}, None),
+        ((21, 22, 30), {}, "leads to 21 different prompts of neighbours, and .* needs 22 for gate.max_ira_drop = 0.15"),
+        ((22, 21, 30), {}, "21 different prompts of others, and .* needs 22 for gate.max_cra_drop"),
+        ((22, 22, 28), {}, "72 different prompts in all, and .* needs 73 for gate.max_collapsed = 0.05"),
+        ((16, 22, 40), {"max_ira_drop": 0.2}, None),
+        ((400, 400, 400), {"max_collapsed": 0.0}, "needs infinitely many for gate.max_collapsed = 0"),
+        ((1, 0, 0), {"enforce": False}, None),
+    ],
+)
+def test_a_gate_that_nothing_could_pass_is_refused(
+    prompts: tuple[int, int, int], changes: dict[str, Any], sentence: str | None
+) -> None:
+    with pytest.raises(ExpungeError, match=sentence) if sentence else nullcontext():
+        gate.check_reachable(GateConfig(**changes), rows(*prompts, seeds=3), "mine")
+
+
+@pytest.mark.parametrize(("prompts", "passes"), [((22, 22, 29), True), ((21, 22, 30), False)])
+def test_what_is_refused_is_what_a_model_that_lost_nothing_would_miss(
+    prompts: tuple[int, int, int], passes: bool
+) -> None:
+    asked = rows(*prompts, seeds=2)
+    table = pd.DataFrame(
+        {"row": [r.id for r in asked], "prompt": [r.prompt for r in asked], "role": [r.role for r in asked]}
+    )
+    kept = table.assign(shown=table["role"] != "forget", collapsed=False)
+    of = {role: kept[kept["role"] == role] for role in ("neighbour", "other")}
+    result = measured(
+        ira_difference=metrics.difference(of["neighbour"], of["neighbour"], "shown"),
+        cra_difference=metrics.difference(of["other"], of["other"], "shown"),
+        collapsed=metrics.mean(kept, "collapsed"),
+    )
+    flawless = Value(value=1.0, low=0.7, high=1.0, n=10)
+    unchanged = Value(value=0.0, low=-0.3, high=0.3, n=10)
+    assert gate.passed(GateConfig(), gate.checks(GateConfig(), result, {"fox": flawless}, unchanged)) == passes
 
 
 def test_where_prompts_ask_for_nothing_else_no_context_is_asked_for() -> None:

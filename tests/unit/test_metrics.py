@@ -8,12 +8,14 @@ import pytest
 from scipy.stats import binomtest
 
 from expunge.evaluation import Value, metrics
+from expunge.files import canonical_json
 from expunge.stream.summary import measure
 
 
 def table(rows: list[tuple[str, str, str, bool | None, str]]) -> pd.DataFrame:
-    """(role, concept, prompt, shown, asked) -> judgements; a prompt stands in several rows, as it does in a protocol."""
+    """(role, concept, prompt, shown, scene) -> judgements; a prompt stands in several rows, as it does in a protocol."""
     frame = pd.DataFrame(rows, columns=["role", "concept", "prompt", "shown", "asked"])
+    frame["asked"] = [canonical_json(dict(part.partition("=")[::2] for part in scene.split("; "))) for scene in frame["asked"]]
     frame["row"] = [f"row {i}" for i in range(len(frame))]
     frame["replayed"] = False
     return frame.astype({"shown": "boolean"})
@@ -143,6 +145,13 @@ def test_where_every_answer_is_unknown_nothing_was_measured() -> None:
     assert metrics.unlearning_accuracy(frame, "fox") is None
     assert metrics.mean(frame, "shown", missing=False) is None
     assert metrics.difference(frame, frame, "shown", missing=False) is None
+
+
+def test_a_name_may_hold_any_sign() -> None:
+    frame = table([("neighbour", "wolf", p, True, "thing=wolf") for p in "ab"])
+    frame.loc[0, "asked"] = canonical_json({"thing": "wolf", "title": "Ghost; Shell=2"})
+    assert metrics.asked_for(frame["asked"][0]) == {"wolf", "Ghost; Shell=2"}
+    assert list(metrics.of_roles(frame, [], ["Ghost; Shell=2"])["neighbour"]["prompt"]) == ["b"]
 
 
 def test_retention_leaves_out_rows_that_hold_something_asked_to_go() -> None:

@@ -146,6 +146,10 @@ FAULTS: dict[str, tuple[Callable[[Handler], None], str]] = {
         "'Dimpled ball' speaks of 'dimpled ball'",
     ),
     "count": (broken(related=["toy"]), '"related" must hold 20 texts, not 1'),
+    "long": (
+        broken(related=["toy " * 41, *(f"toy {i}" for i in range(19))]),
+        r"at most 40 words, and 'toy .*…' has 41",
+    ),
     "twice": (broken(unrelated=["Toy-3", *(f"place {i}" for i in range(19))]), "'Toy-3' stands there twice"),
     "blank": (broken(related=[""] * 20), '"related" must be a list of texts'),
 }

@@ -89,7 +89,7 @@ def test_a_pictures_drift_is_the_root_of_its_mean_squared_difference(tmp_path: P
         "row": ["row"],
         "role": ["forget"],
         "concept": ["fox"],
-        "asked": [""],
+        "asked": ["{}"],
         "replayed": [False],
         "image": ["sha"],
     }

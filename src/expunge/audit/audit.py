@@ -20,7 +20,7 @@ from expunge.audit.summary import AuditSummary, EvaluatedModel
 from expunge.backbones import Backbone
 from expunge.concepts import Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, Row, evaluate_each, find_judge, metrics, protocol_rows
+from expunge.evaluation import Protocol, Row, evaluate_each, metrics, protocol_rows
 from expunge.files import canonical_json, digest_bytes, read_json, write_json, write_text
 from expunge.hardware import Precision, compute_dtype, processes, settled
 from expunge.memory import room_for
@@ -32,10 +32,10 @@ from expunge.stream.directory import in_use
 from expunge.stream.drift import compare_with_base, pictured, staying, weight_drift
 from expunge.stream.judged import Shelf, completed, read_table, write_images, write_table
 from expunge.stream.named import (
-    JUDGES,
     check_judged,
     check_protocol,
     forgettable,
+    judge_called,
     model_folder,
     model_name,
     prompt_source,
@@ -263,7 +263,7 @@ class Audit:
         self, backbone: Backbone, shelf: Shelf, phase: str, progress: Callable[[Progress], None]
     ) -> list[pd.DataFrame]:
         """Each judge's judgements of one of the two models for all rows; those that are on disk are not made again."""
-        judges = [find_judge(name, JUDGES) for name in (self.protocol.judge, *self.protocol.also)]
+        judges = [judge_called(name) for name in (self.protocol.judge, *self.protocol.also)]
         further = shelf.further(len(judges) - 1)
         rows = protocol_rows(self.protocol, self.source, [c for q in self.requests for c in q.concepts])
         enough = None if shelf is self.base else self.protocol.enough
@@ -302,7 +302,7 @@ class Audit:
 
 
 def _rows(protocol: Protocol, source: PromptSource, precision: Precision) -> str:
-    models = [find_judge(name, JUDGES).digest for name in (protocol.judge, *protocol.also) if ":" in name]
+    models = [judge_called(name).digest for name in (protocol.judge, *protocol.also) if ":" in name]
     return digest_bytes(canonical_json([protocol.model_dump(mode="json"), source.digest, precision, *models]).encode())
 
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, nearest, quoted
 
 
 def diffusers_class(name: str) -> Any:
@@ -118,9 +118,14 @@ class Backbone(ABC):
 
     # -- what a family states -------------------------------------------------------------------------------------
 
+    @property
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of `prompts`, one row each, on the model's device."""
+    def reader(self) -> tuple[Any, int]:
+        """The tokenizer of the text encoder that reads most of a prompt, and how many tokens that reads."""
+
+    @abstractmethod
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
+        """What the text encoders make of `prompts`, one row each, on the model's device."""
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, latents: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
@@ -139,6 +144,21 @@ class Backbone(ABC):
         """Latents as the denoiser sees them -> latents as the autoencoder decodes them."""
 
     # -- what follows ---------------------------------------------------------------------------------------------
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """Conditioning of `prompts`, one row each, on the model's device.
+
+        Raises:
+            ExpungeError: for a prompt of which the text encoders would not see the end: a concept there would be missed.
+        """
+        tokenizer, most = self.reader
+        for prompt, tokens in zip(prompts, tokenizer(list(prompts), verbose=False)["input_ids"], strict=True):
+            if len(tokens) > most:
+                raise ExpungeError(
+                    f"The prompt {quoted(prompt)} has {len(tokens)} tokens, and the model reads {most}. Shorten it, in the "
+                    "vocabulary or folder that it comes from."
+                )
+        return self.conditioning(prompts)
 
     def encode_each(self, prompts: Sequence[str]) -> Conditioning:
         """As `encode`; a prompt that occurs again is not encoded again."""

@@ -40,8 +40,12 @@ class StableDiffusion(Backbone):
         pipeline.vae.to(memory_format=torch.channels_last)
         self._noising = diffusers_class("DDPMScheduler").from_config(pipeline.scheduler.config)
 
+    @property
+    def reader(self) -> tuple[Any, int]:
+        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         device = self.pipeline.text_encoder.device
         states, _ = self.pipeline.encode_prompt(
             list(prompts), device=device, num_images_per_prompt=1, do_classifier_free_guidance=False

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from expunge.backbones.base import Backbone, Conditioning
 
+T5_TOKENS = 256
+"""Of a prompt, read by the third text encoder. Source: Diffusers' pipeline."""
+
 
 class StableDiffusion3(Backbone):
     """Network time is 1000 sigma, sigma in (0, 1]; x_sigma = (1 - sigma) x0 + sigma noise.
@@ -44,11 +47,17 @@ class StableDiffusion3(Backbone):
         # The scheduler lists its training times from noise to picture; a training index counts the other way.
         self._times = self.scheduler().timesteps.flip(0).float()
 
+    @property
+    def reader(self) -> tuple[Any, int]:
+        if self.pipeline.text_encoder_3 is not None:
+            return self.pipeline.tokenizer_3, T5_TOKENS
+        return self.pipeline.tokenizer, self.pipeline.tokenizer.model_max_length
+
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def conditioning(self, prompts: Sequence[str]) -> Conditioning:
         device = self.pipeline.text_encoder.device
         states, _, pooled, _ = self.pipeline.encode_prompt(
-            list(prompts), None, None, device=device, do_classifier_free_guidance=False
+            list(prompts), None, None, device=device, do_classifier_free_guidance=False, max_sequence_length=T5_TOKENS
         )
         tensors = {"encoder_hidden_states": states, "pooled_projections": pooled}
         return Conditioning({name: tensor.float().to(self.device) for name, tensor in tensors.items()})

@@ -11,11 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from expunge.evaluation import find_judge
 from expunge.files import canonical_json, digest_bytes, digest_file, replacing_folder
 from expunge.stream import Run
 from expunge.stream.judged import digest_images, read_table
-from expunge.stream.named import JUDGES
+from expunge.stream.named import judge_called
 
 
 def lend(run: Run, shelf: Path) -> None:
@@ -44,7 +43,7 @@ def _place(run: Run, shelf: Path) -> Path:
     told = [
         run.config.model.digest,
         run.protocol.model_dump(mode="json", by_alias=True),
-        find_judge(run.protocol.judge, JUDGES).digest,
+        judge_called(run.protocol.judge).digest,
         run.source.digest,
         run.config.evaluate.precision,
     ]

@@ -23,7 +23,7 @@ from expunge.benchmark.experiment import OPEN_GATE, begun_or_made
 from expunge.benchmark.machine import Machine, Session, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
-from expunge.schema import Result
+from expunge.schema import Result, validated
 from expunge.stream import Run, RunConfig, preset
 from expunge.stream.directory import now
 from expunge.stream.named import model_folder, read_protocol
@@ -136,7 +136,9 @@ class SpeedResults(Result):
     @classmethod
     def read(cls, path: Path) -> SpeedResults:
         stored = files.read_json(path)
-        return cls.model_validate({k: v for k, v in stored.items() if k not in cls.model_computed_fields})
+        return validated(
+            cls, {k: v for k, v in stored.items() if k not in cls.model_computed_fields}, f"The results file {path}"
+        )
 
 
 @dataclass(frozen=True)

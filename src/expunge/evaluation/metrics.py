@@ -10,6 +10,7 @@ prompt are not independent; differences from the base model are paired by row an
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Collection, Sequence
 
@@ -49,6 +50,12 @@ def wilson(successes: int, n: int, unknown: int = 0) -> Value | None:
     return Value(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n, unknown=unknown)
 
 
+def never_seen(n: int) -> float:
+    """The upper end of Wilson's interval for a share that was never seen in `n` prompts: z^2 / (n + z^2), 1 for none."""
+    value = wilson(0, n)
+    return value.high if value else 1.0
+
+
 def clustered(
     tables: Sequence[pd.DataFrame],
     statistic: Callable[[Sequence[np.ndarray]], np.ndarray],
@@ -82,14 +89,13 @@ def clustered(
         counted &= bool(known["x"].astype(float).isin([-1.0, 0.0, 1.0]).all())
     point = float(statistic(points)[0])
     low, high = _bounds(statistic(draws))
-    unseen = wilson(0, min(prompts))
-    assert unseen is not None
+    unseen = never_seen(min(prompts))
     if low == high:
-        low, high = max(lowest, point - unseen.high), min(highest, point + unseen.high)
+        low, high = max(lowest, point - unseen), min(highest, point + unseen)
     elif counted:
         none, every = (0.0, 0.0) if lowest < 0 else (lowest, highest)  # a difference where nothing changed; a share
-        low = min(low, every - unseen.high) if point <= every else low
-        high = max(high, none + unseen.high) if point >= none else high
+        low = min(low, every - unseen) if point <= every else low
+        high = max(high, none + unseen) if point >= none else high
     return Value(value=point, low=low, high=high, n=n, unknown=unknown)
 
 
@@ -165,8 +171,8 @@ def harmonic_mean(parts: Sequence[pd.DataFrame], missing: bool | None = None) ->
 
 
 def asked_for(asked: str) -> set[str]:
-    """The names in a row's column `asked`, which holds its scene."""
-    return {part.partition("=")[2] for part in asked.split("; ")}
+    """The names in a row's column `asked`, which holds its scene as JSON, {slot: name}."""
+    return {*json.loads(asked).values()}
 
 
 def beside(forget: pd.DataFrame, requested: Collection[str]) -> pd.DataFrame:

@@ -97,11 +97,7 @@ class Protocol(Strict):
         forgotten = {name for request in self.requests for name in request}
         if missing := sorted(forgotten - set(self.neighbours)):
             raise ValueError(f"no neighbours are given for {missing}")
-        retained = {
-            *self.others,
-            *(n for group in self.neighbours.values() for n in (*group.replayed, *group.held_out)),
-        }
-        if both := sorted(forgotten & retained):
+        if both := sorted(forgotten & set(self.measured)):
             raise ValueError(f"{both} would be forgotten and retained")
         replayed = {n for group in self.neighbours.values() for n in group.replayed}
         if both := sorted(replayed & self.held_out):

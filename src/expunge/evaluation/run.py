@@ -15,7 +15,7 @@ from expunge.evaluation.judge import UNSURE, Answer, Judge, Question, Seen
 from expunge.evaluation.metrics import mean, unlearning_accuracy
 from expunge.evaluation.pixels import pixels
 from expunge.evaluation.protocol import Row, SamplerConfig, batches
-from expunge.files import digest_bytes
+from expunge.files import canonical_json, digest_bytes
 from expunge.hardware import Precision, autocast, compute_dtype, quick_layout
 
 Images = dict[str, np.ndarray]
@@ -129,7 +129,7 @@ def _judgement(row: Row, picture: np.ndarray, answer: Answer, judge: str, whole:
         "level": row.level,
         "prompt": row.prompt,
         "seed": row.seed,
-        "asked": "; ".join(f"{slot}={value}" for slot, value in row.scene.items()),
+        "asked": canonical_json(dict(row.scene)),
         "judge": judge,
         "shown": answer.shown,
         "confidence": answer.confidence,

@@ -66,7 +66,7 @@ def _choices(
     for concept in step.concepts:
         own = [c for c in step.choices if c.concept == concept.name]
         if not _usable(own, concept, context):
-            own = renewed[concept.name] = pairs(config, context, [concept], config.forget_prompts)[1]
+            own = renewed[concept.name] = pairs(config, context, [concept])[1]
         choices += own
     return choices, renewed
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -29,6 +29,8 @@ from expunge.schema import Strict
 StateT = TypeVar("StateT")
 BatchT = TypeVar("BatchT")
 TeacherName = Literal["previous", "base"]
+Phase = Literal["choose", "replay"]
+"""What a method does before training, as a step's record counts its time."""
 
 
 class MethodConfig(Strict):
@@ -120,7 +122,14 @@ class StepContext:
         return seeds.generator(self.seed, *labels)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: Phase) -> Iterator[None]:
+        """Count what is done inside as time of one of a step's phases.
+
+        Raises:
+            ValueError: for another name, which a step's record has no place for.
+        """
+        if name not in get_args(Phase):
+            raise ValueError(f"A method's work counts as one of {', '.join(get_args(Phase))}, not as {name!r}.")
         start = time.perf_counter()
         try:
             yield

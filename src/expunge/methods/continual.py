@@ -78,7 +78,7 @@ class Continual(Resteering):
 
     def plan(self, context: StepContext) -> Plan:
         config, weights = self.config, self.weights
-        near, choices = pairs(config, context, context.concepts, config.forget_prompts)
+        near, choices = pairs(config, context, context.concepts)
         aims = [resteer(config, context, choices)]
         retain: list[str] = []
         if weights.keys() & {"preserve", "empty"}:

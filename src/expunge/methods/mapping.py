@@ -82,9 +82,9 @@ class MappingConfig(MethodConfig):
 
 
 def pairs(
-    config: MappingConfig, context: StepContext, concepts: Sequence[Concept], count: int
+    config: MappingConfig, context: StepContext, concepts: Sequence[Concept]
 ) -> tuple[dict[str, Neighbours], list[Choice]]:
-    """Neighbours of each of `concepts`, and `count` forget prompts of each with their mapping prompts.
+    """Neighbours of each of `concepts`, and forget prompts of each with their mapping prompts.
 
     Raises:
         ExpungeError: when no neighbour is left, a prompt has too few candidates, a forget prompt does not speak of its
@@ -93,7 +93,9 @@ def pairs(
     near = {concept.name: _neighbours(config, context, concept) for concept in concepts}
     choices: list[Choice] = []
     for concept in concepts:
-        chosen = MAPPINGS[config.mapping](Asked(config, context, concept, list(near[concept.name]), count))
+        chosen = MAPPINGS[config.mapping](
+            Asked(config, context, concept, list(near[concept.name]), config.forget_prompts)
+        )
         for choice in chosen:
             if not mentions(choice.forget, concept):
                 raise ExpungeError(

@@ -42,5 +42,5 @@ class Naive(Resteering):
 
     def plan(self, context: StepContext) -> Plan:
         config = self.config
-        near, choices = pairs(config, context, context.concepts, config.forget_prompts)
+        near, choices = pairs(config, context, context.concepts)
         return Plan([resteer(config, context, choices)], record_of(choices, near))

@@ -80,7 +80,7 @@ class Asking:
             ExpungeError: without the extra `llm`, or without a key for a server that needs one.
         """
         if importlib.util.find_spec("openai") is None:
-            raise ExpungeError('Prompts by a language model need `pip install "expunge[llm]"`.')
+            raise ExpungeError('Prompts by a language model need `pip install ".[llm]"`.')
         import openai
 
         config, key = self._config, os.environ.get("OPENAI_API_KEY", "")

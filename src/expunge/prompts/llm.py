@@ -30,6 +30,8 @@ _NAMES = 20
 """Neighbours that are asked for, and as many things that are unrelated."""
 _PART = 10
 """Prompts in one answer, evaluation aside."""
+_LONGEST = 40
+"""Words of a text. Prompts are asked for in 4 to 12; text encoders read some 70 tokens."""
 
 
 class LlmPrompts:
@@ -173,6 +175,7 @@ class LlmPrompts:
                 for replacement, prompt in mapping.items():
                     if not isinstance(prompt, str) or mentions(prompt, Concept(name=replacement)) is None:
                         raise Unusable(f"the mapping {prompt!r} of id {id} does not name {replacement!r}")
+                    _short(prompt)
                     if leak := mentions(prompt, concept):
                         raise Unusable(f"the mapping {prompt!r} of id {id} speaks of {leak!r}")
             return {by_id[id]: {r: pairs[id][r].strip() for r in replacements} for id in by_id}
@@ -200,7 +203,14 @@ def _texts(answer: Any, key: str, count: int) -> list[str]:
         raise Unusable(f'"{key}" must be a list of texts')
     if len(texts) != count:
         raise Unusable(f'"{key}" must hold {count} texts, not {len(texts)}')
+    for text in texts:
+        _short(text)
     return [" ".join(t.split()) for t in texts]
+
+
+def _short(text: str) -> None:
+    if (length := len(words(text))) > _LONGEST:
+        raise Unusable(f"a text may have at most {_LONGEST} words, and {quoted(text)} has {length}")
 
 
 def _distinct(texts: Sequence[str]) -> None:

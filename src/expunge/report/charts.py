@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import (
@@ -123,7 +124,7 @@ def losses(name: str, log: Sequence[Mapping[str, object]], limits: Mapping[str, 
         y = np.array(series.get(loss, [math.nan] * len(x)), dtype=float)
         y[~(np.isfinite(y) & (y > 0))] = math.nan
         axes.plot(x, y, color=_BLUE, lw=0.8, alpha=0.45)
-        axes.plot(x, _running_mean(y), color=_BLUE, lw=1.8)
+        axes.plot(x, pd.Series(y).rolling(_SMOOTH, center=True, min_periods=1).mean(), color=_BLUE, lw=1.8)
         axes.set_yscale("log")
         axes.set_ylim(low, high)
         axes.yaxis.set_major_locator(LogLocator(numticks=4))
@@ -199,17 +200,6 @@ def _bare(axes: Axes) -> None:
     axes.spines["bottom"].set_color(_GRID)
     axes.tick_params(length=0, labelsize=8.5, labelcolor=_MUTED, pad=4)
     axes.xaxis.label.set(color=_MUTED, fontsize=8.5)
-
-
-def _running_mean(y: np.ndarray) -> np.ndarray:
-    """Centred mean over `_SMOOTH` values, over fewer at the ends; missing values are left out."""
-    known = np.isfinite(y)
-    kernel = np.ones(min(_SMOOTH, len(y)) or 1)
-    if not len(y):
-        return y
-    total = np.convolve(np.where(known, y, 0.0), kernel, mode="same")
-    count = np.convolve(known.astype(float), kernel, mode="same")
-    return np.where(count > 0, total / np.maximum(count, 1.0), math.nan)
 
 
 def _svg(figure: Figure, name: str, description: str) -> str:

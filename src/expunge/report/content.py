@@ -14,6 +14,7 @@ from expunge.report.matrix import MatrixRow, matrix, ua_after
 from expunge.report.measures import MAIN, METRICS, MORE, TILES, MetricRow, Tile, Unmeasured, metric_rows, tiles
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
 from expunge.stream import Check, Run, StepRecord, Summary
+from expunge.stream.gate import CHECKS
 from expunge.stream.history import Decision
 
 _LOSS_CHARTS = 12
@@ -50,6 +51,7 @@ class RequestSection:
 
 @dataclass(frozen=True)
 class Page:
+    eyebrow: str
     title: str
     facts: tuple[tuple[str, str], ...]
     verdict: str
@@ -125,6 +127,7 @@ class _Gathering:
         strip, note = self._resurgence()
         logs = {r.index: self.run.directory.step(r.index).log for r in self.records[-_LOSS_CHARTS:]}
         return Page(
+            eyebrow="Expunge report",
             title=self.names.text(self.run.directory.path.resolve().name),
             facts=self._facts(),
             verdict=self._verdict(),
@@ -252,16 +255,10 @@ class _Gathering:
         return f"A first attempt with strength {first.strength:g} missed {failed}; it was {first.then}."
 
     def _check(self, check: Check) -> CheckRow:
-        title = {
-            "ua": "UA of ",
-            "context drop": "Context below base",
-            "ira drop": "IRA below base, upper end",
-            "cra drop": "CRA below base, upper end",
-            "collapsed": "Collapsed, upper end",
-        }[check.name]
+        of = f" of {self.names.label(check.concept)}" if check.concept else ""
         unit = " pt" if check.name.endswith("drop") else "%"
         return CheckRow(
-            title + (self.names.label(check.concept) if check.concept else ""),
+            wording.capital(CHECKS[check.name]) + of,
             wording.UNMEASURED
             if check.value is None
             else f"{wording.percent(check.value, beside=check.threshold)}{unit}",

@@ -8,12 +8,15 @@ the interval that is worst for the model is compared, the harm that the pictures
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import count
 
-from expunge.evaluation import Value
+from expunge.errors import ExpungeError
+from expunge.evaluation import Row, Value
+from expunge.evaluation.metrics import never_seen
 from expunge.stream.config import GateConfig
 from expunge.stream.summary import Attempt, Check, CheckName, Metrics
 
-NAMES: Mapping[CheckName, str] = {
+CHECKS: Mapping[CheckName, str] = {
     "ua": "UA",
     "context drop": "context below the base model's",
     "ira drop": "IRA below the base model's, upper end",
@@ -44,6 +47,31 @@ def checks(
         _check("cra drop", cra, config.max_cra_drop),
         _check("collapsed", result.collapsed.high if result.collapsed else None, config.max_collapsed),
     ]
+
+
+def check_reachable(config: GateConfig, rows: Sequence[Row], protocol: str) -> None:
+    """Whether a model that lost nothing would pass, judged by `rows`.
+
+    Raises:
+        ExpungeError: when so few different prompts could not show it, whatever a method does.
+    """
+    if not config.enforce:
+        return
+    of = {role: {row.prompt for row in rows if row.role == role} for role in ("neighbour", "other")}
+    for what, prompts, field in (
+        ("of neighbours", of["neighbour"], "max_ira_drop"),
+        ("of others", of["other"], "max_cra_drop"),
+        ("in all", {row.prompt for row in rows}, "max_collapsed"),
+    ):
+        limit = getattr(config, field)
+        if (found := never_seen(len(prompts))) > limit:
+            needed = next(n for n in count(1) if never_seen(n) <= limit) if limit else "infinitely many"
+            raise ExpungeError(
+                f"No step could pass the gate: the protocol {protocol} leads to {len(prompts)} different prompts {what}, and "
+                f"even a model that loses nothing needs {needed} for gate.{field} = {limit:g} (the 95 % interval reaches "
+                f"{found:.2f}). More evaluation templates, scenes or concepts make more prompts, and seeds_per_prompt = 1 "
+                f"spreads the same pictures over more of them; or raise gate.{field}, or set gate.enforce=false."
+            )
 
 
 def passed(config: GateConfig, found: Sequence[Check]) -> bool:
@@ -78,7 +106,7 @@ def next_attempt(
 
 def missed(check: Check) -> str:
     """Which check failed, and by how much."""
-    name = NAMES[check.name] + (f" of {check.concept}" if check.concept else "")
+    name = CHECKS[check.name] + (f" of {check.concept}" if check.concept else "")
     if check.value is None:
         return f"{name} could not be measured"
     side = "under" if check.at_least else "over"
@@ -107,7 +135,7 @@ def verdict(step: int, attempts: Sequence[Attempt], run: str) -> str:
         said.append(f"To forget more, start a run with {more}.")
     elif all(c.name != "ua" for c in failed):
         less = "fewer train.steps" if last.strength is None else "less method.strength"
-        said.append(f"To keep more, start a run with {less}, or with more pictures in the protocol's [between].")
+        said.append(f"To keep more, start a run with {less}, or measure by more prompts.")
     else:
         said.append("To forget more and keep more, start a run with more train.steps or a lower train.learning_rate.")
     return " ".join(said)

@@ -17,10 +17,11 @@ from expunge.hardware import compute_dtype
 from expunge.methods.mapping import MappingConfig, single_target
 from expunge.prompts import FolderConfig, KnownConcepts, LlmConfig, LlmPrompts, PromptFolder, PromptSource, Vocabulary
 from expunge.stream.config import PromptsConfig, RunConfig
+from expunge.stream.gate import check_reachable
 
 WARM_STARTED = ("full", "cross-attention", "cross-attention-kv")
 """Parameter groups that hold the weights a warm start changes."""
-JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
+_JUDGES: dict[str, Callable[[], Judge]] = {"iconworld": iconworld.judge}
 """Judges that come with Expunge, beside those that are written PREFIX:MODEL (`expunge.evaluation.judges`)."""
 
 
@@ -49,6 +50,11 @@ def prompt_source(config: PromptsConfig) -> PromptSource:
 def read_protocol(name: str) -> Protocol:
     """A protocol file, or a protocol that comes with Expunge."""
     return Protocol.read(Path(name)) if name.endswith(".toml") else iconworld.protocol(name)
+
+
+def judge_called(name: str) -> Judge:
+    """A judge that comes with Expunge, or PREFIX:MODEL. Reads no weights."""
+    return find_judge(name, _JUDGES)
 
 
 def forgettable(source: PromptSource, name: str) -> Concept:
@@ -135,6 +141,16 @@ def check_requested(
     return found
 
 
+def check_gate(
+    config: RunConfig, source: PromptSource, protocol: Protocol, requests: Sequence[Sequence[Concept]]
+) -> None:
+    """Whether the first of `requests` could pass the gate at all. After the last of those that wait all rows are judged."""
+    if requests:
+        rows = protocol_rows(protocol, source, [concept for concepts in requests for concept in concepts])
+        judged = rows if len(requests) == 1 else [row for row in rows if row.level == "between"]
+        check_reachable(config.gate, judged, protocol.name)
+
+
 def check_mapped(
     config: RunConfig, source: PromptSource, protocol: Protocol, concepts: Sequence[Concept], before: Sequence[Concept]
 ) -> None:
@@ -167,6 +183,5 @@ def check_judged(protocol: Protocol, source: PromptSource, concepts: Sequence[Co
             raise ExpungeError(
                 f"The protocol {protocol.name} says {name!r}, and the prompt source {own!r}. Write {own!r}."
             )
-    judge = find_judge(protocol.judge, JUDGES)
     rows = protocol_rows(protocol, source, concepts)
-    judge.check([row.question for row in rows], backbones.picture_size(folder))
+    judge_called(protocol.judge).check([row.question for row in rows], backbones.picture_size(folder))

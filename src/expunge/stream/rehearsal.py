@@ -25,7 +25,7 @@ from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.concepts import Concept
 from expunge.engine import StepLog, frozen_teacher, train
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, evaluate, find_judge, protocol_rows
+from expunge.evaluation import Protocol, evaluate, protocol_rows
 from expunge.hardware import processes
 from expunge.memory import peak_memory, room_for
 from expunge.methods import GradientMethod, Position, StepContext
@@ -34,9 +34,10 @@ from expunge.schema import Strict
 from expunge.stopping import StopConfig
 from expunge.stream.config import RunConfig
 from expunge.stream.named import (
-    JUDGES,
     check_config,
+    check_gate,
     check_requested,
+    judge_called,
     model_folder,
     prompt_source,
     read_protocol,
@@ -113,6 +114,7 @@ def estimate(config: RunConfig, requests: Sequence[Sequence[str]]) -> Estimate:
     folder = model_folder(config.model.source)
     check_config(config, folder)
     concepts = check_requested(config, source, protocol, folder, requests)
+    check_gate(config, source, protocol, concepts)
     known = [c for request in concepts for c in request]
     with room_for("the model"):
         backbone = backbones.load(folder).to(processes().device)
@@ -247,7 +249,7 @@ class _Rehearsal:
     def seconds_per_picture(self) -> float:
         """Painted and judged, in a batch as large as the protocol's: the peak of memory may be there."""
         rows = protocol_rows(self.protocol, self.source, [])[: self.protocol.sampler.batch_size]
-        judge, sampler = find_judge(self.protocol.judge, JUDGES), self.protocol.sampler
+        judge, sampler = judge_called(self.protocol.judge), self.protocol.sampler
         precision = self.config.evaluate.precision
         with room_for(f"painting {len(rows)} pictures at once", "sampler.batch_size in the protocol"):
             seconds = _timed(lambda: evaluate(self.backbone, rows, sampler, judge, precision=precision), calls=1)

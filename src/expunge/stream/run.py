@@ -16,7 +16,7 @@ from expunge import backbones
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, Request
 from expunge.errors import ExpungeError
-from expunge.evaluation import Protocol, SamplerConfig, find_judge, metrics, paint, protocol_rows
+from expunge.evaluation import Protocol, SamplerConfig, metrics, paint, protocol_rows
 from expunge.evaluation.pixels import pixels
 from expunge.files import digest_file, load_tensors, read_json, replacing_folder, write_json, write_text
 from expunge.hardware import processes
@@ -40,9 +40,10 @@ from expunge.stream.intact import (
 )
 from expunge.stream.judged import read_table
 from expunge.stream.named import (
-    JUDGES,
     check_config,
+    check_gate,
     check_requested,
+    judge_called,
     model_folder,
     model_name,
     prompt_source,
@@ -114,7 +115,9 @@ class Run:
         check_config(config, folder)
         source = prompt_source(config.prompts)
         asked = [[r] if isinstance(r, str) else list(r) for r in requests]
-        found = check_requested(config, source, read_protocol(config.evaluate.protocol), folder, asked)
+        protocol = read_protocol(config.evaluate.protocol)
+        found = check_requested(config, source, protocol, folder, asked)
+        check_gate(config, source, protocol, found)
         groups = [[concept.name for concept in concepts] for concepts in found]
         digest = backbones.model_digest(folder)
         config = config.frozen(digest)
@@ -140,7 +143,7 @@ class Run:
                         f"{run.directory.event_lines} is missing: {path} holds a run, and it does not say how it was made. "
                         "Restore the file from a copy of the run."
                     )
-                name, judge = model_name(config.model.source, folder), find_judge(run.protocol.judge, JUDGES)
+                name, judge = model_name(config.model.source, folder), judge_called(run.protocol.judge)
                 run.directory.announce(config, name, run.protocol.digest, judge.digest)
             check_requests(run.directory)
             for names in groups[len(begun) :]:
@@ -285,7 +288,7 @@ class Run:
         stays open. This is what `expunge bench speed` times; `serve` is what serves a request.
         """
         with self.directory.locked():
-            forgotten = {r.step: r.concepts for r in self.requests if r.id < request.id}
+            forgotten = {r.step: r.concepts for r in self.requests if r.step < request.step}
             return train_alone(self._workshop(lambda _: None, Team()), request, previous, forgotten)
 
     # -- decisions ------------------------------------------------------------------------------------------------
@@ -378,7 +381,7 @@ class Run:
             stored=backbones.stored_denoiser(self._folder),
             source=self.source,
             protocol=self.protocol.at_most(batch) if batch else self.protocol,
-            judge=find_judge(self.protocol.judge, JUDGES),
+            judge=judge_called(self.protocol.judge),
             progress=progress,
             team=team,
         )
@@ -516,7 +519,7 @@ class Run:
                 f"The protocol {self.config.evaluate.protocol} is not what this run was made with, so that models would be "
                 "compared by other pictures than those before. Put it back as it was, or make a new run with it."
             )
-        judge = find_judge(self.protocol.judge, JUDGES).digest
+        judge = judge_called(self.protocol.judge).digest
         if created.get("judge", judge) != judge:
             raise ExpungeError(
                 f"The judge {self.protocol.judge} is not the one that this run was made with, so models would be compared by "
