@@ -13,10 +13,11 @@ import pytest
 from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE, Experiment, Made
 from expunge.benchmark.machine import Machine
-from expunge.benchmark.speed import Settings, SpeedResults, settings_of
+from expunge.benchmark.speed import Settings, SpeedResults, Timed, settings_of
 from expunge.reference import EngineName
 from expunge.stream import preset
 from expunge.stream.named import model_folder, read_protocol
+from expunge.stream.summary import EvaluationCounts, Seconds
 
 Call = Callable[..., None]
 
@@ -144,3 +145,64 @@ def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_wi
     assert refused({}) == []
     (said,) = refused({"replay": {"steps": 4}})
     assert "fast-0.json (replay.steps is 5 and was 4) is of something else" in said
+
+
+def test_what_a_sequence_says_of_two_timings_and_of_quality(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sequence = script("sequence")
+    monkeypatch.setattr(sequence, "refusals", lambda *_: [])
+    seconds = {"equal-steps": 2.0, "equal-quality": 8.0}
+    for name, reference in seconds.items():
+        timings(reference, fast=1.0).write(tmp_path / f"{name}.json")
+    (tmp_path / "quality.toml").write_text((sequence.HERE / "quality.toml").read_text())
+    for name, ua in {
+        "fast": [0.98, 0.97, 0.99],
+        "reference": [0.96, 0.95, 0.94],
+        "reference-equal": [0.4, 0.5],
+    }.items():
+        for seed, value in enumerate(ua):
+            files.write_json(tmp_path / "quality" / f"{name}-{seed}.json", served(value))
+    arguments = [f"--{name}={tmp_path / name}.json" for name in seconds]
+    out = tmp_path / "sequence.json"
+    monkeypatch.setattr(sys, "argv", ["script", *arguments, f"--quality={tmp_path / 'quality.toml'}", f"--out={out}"])
+    sequence.main()
+    found = files.read_json(out)
+    assert (found["wall_ratio"]["value"], found["wall_ratio_equal_quality"]["value"]) == (2.0, 8.0)
+    assert found["ua_difference"]["difference"] == pytest.approx((0.02 + 0.02 + 0.05) / 3)  # fast less reference
+    assert found["ua_difference"]["low"] < found["ua_difference"]["difference"] < found["ua_difference"]["high"]
+    assert (found["ua_difference"]["n"], found["seeds"]) == (3, [0, 1, 2])
+    assert found["at_equal_steps"]["ua_difference"]["difference"] == pytest.approx((0.58 + 0.47) / 2)
+    assert found["at_equal_steps"]["seeds"] == [0, 1]
+    assert {"wall_ratio_training", "bytes_ratio", "ira_difference", "cra_difference", "context_difference"} <= {*found}
+    assert any("beside reference-equal is of 2 seeds, not 3" in caveat for caveat in found["caveats"])
+
+
+def timings(reference: float, fast: float) -> SpeedResults:
+    """Six requests, each of as many seconds under the two engines."""
+    rows = [
+        Timed(
+            request=k,
+            concepts=("fox",),
+            engine=engine,
+            seconds=Seconds(train=seconds, total=seconds),
+            evaluations=EvaluationCounts(forward=10, backward=0),
+            held={"student": 8},
+            peak_memory=9,
+            artifact=4,
+            finished_at="2026-01-01T00:00:00+00:00",
+        )
+        for k in range(1, 7)
+        for engine, seconds in (("reference", reference), ("fast", fast))
+    ]
+    engines: dict[EngineName, dict[str, Any]] = {e: {"train": {"steps": 1}} for e in ("reference", "fast")}
+    settings = Settings(preset="p", protocol="q", model="m", seed=0, engines=engines)
+    return SpeedResults(machine=Machine.here(), settings=settings, rows=tuple(rows))
+
+
+def served(ua: float) -> dict[str, Any]:
+    """A summary of one step."""
+    share = {"value": ua, "low": ua, "high": ua, "n": 40}
+    names = ("ua", "context", "ira", "ira_unreplayed", "cra", "harmonic_mean", "ira_difference", "cra_difference")
+    step = {"metrics": dict.fromkeys(names, share), "seconds": {"total": 2.0, "evaluate": 1.0}, "concepts": ["fox"]}
+    return {"steps": [{**step, "index": 1, "status": "accepted"}], "concepts": ["fox"], "ua_matrix": [[share]]}

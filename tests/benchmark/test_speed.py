@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections import namedtuple
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 
 from expunge import Run, backbones, files, iconworld
 from expunge.benchmark import Experiment, machine, speed
-from expunge.benchmark.machine import Machine
+from expunge.benchmark.machine import Beside, Machine
 from expunge.benchmark.speed import Plan, Settings, SpeedResults, Timed, measure
 from expunge.errors import ExpungeError
 from expunge.reference import METHOD_SETTINGS, EngineName
@@ -86,6 +88,10 @@ def test_a_pair_is_counted_as_the_published_table_predicts(measured: Callable[[i
     assert fast.evaluations.backward == 2 * 2
     assert reference.seconds.evaluate == fast.seconds.evaluate == 0
     assert 0 < reference.seconds.choose < reference.seconds.total
+    assert all(
+        row.process and row.process > row.seconds.total + 1 for row in (reference, fast)
+    )  # imports alone take more
+    assert all(row.beside is not None for row in (reference, fast))
     assert reference.seconds.train > fast.seconds.train  # 44 evaluations against 4, in every optimizer step
 
 
@@ -172,6 +178,24 @@ def test_both_engines_start_from_what_the_reference_left(tmp_path: Path, monkeyp
         measure(plan, 3, tmp_path / "out.json", work, load=lambda: QUIET)
     with pytest.raises(ExpungeError, match="has 3 requests, not 4"):
         measure(plan, 4, tmp_path / "out.json", work, load=lambda: QUIET)
+
+
+def test_what_others_take_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = namedtuple("times", "user system idle iowait")
+    own = namedtuple("own", "user system children_user children_system")
+    everyone, ours = iter([times(10, 2, 50, 1), times(16, 4, 60, 5)]), iter([own(1, 1, 0, 0), own(1.5, 1, 2, 0.5)])
+    monkeypatch.setattr(machine.psutil, "cpu_times", lambda: next(everyone))
+    monkeypatch.setattr(machine.os, "times", lambda: next(ours))
+    with Beside() as others:
+        time.sleep(0.1)
+    assert others.cores * others.seconds == pytest.approx(8 - 3)
+    rows = [_timed(1, engine, 1.0).model_copy(update={"beside": others.cores}) for engine in speed.ENGINES]
+    results = SpeedResults(
+        machine=Machine.here(),
+        settings=Settings(preset="p", protocol="q", model="m", seed=0, engines={}),
+        rows=(rows[0], rows[1].model_copy(update={"beside": 0.05})),
+    )
+    assert sum("other processes took" in caveat for caveat in results.caveats) == 1
 
 
 def test_what_else_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

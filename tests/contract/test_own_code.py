@@ -22,9 +22,9 @@ def test_the_page_about_ones_own_method_is_true(
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "own.md").read_text()
     (tmp_path / "gentle.py").write_text(page.split("```python\n")[1].split("```")[0])
-    (tmp_path / "mine.toml").write_text(page.split("```toml\n")[1].split("```")[0])
+    (tmp_path / "my-preset.toml").write_text(page.split("```toml\n")[1].split("```")[0])
     monkeypatch.chdir(tmp_path)
-    config = preset("mine.toml")
+    config = preset("my-preset.toml")
     (own,) = config.build_constraints()
     cls = type(config.build_method())
     monkeypatch.setitem(METHODS, "gentle", cls)

@@ -20,10 +20,16 @@ from runs import expunge as command
 SETTINGS = [value for option, value in zip(FAST[::2], FAST[1::2], strict=True) if option == "--set"]
 
 
-def rehearsed(*more: str) -> Estimate:
+def changes_for(preset_name: str, *more: str) -> dict[str, Any]:
+    """The small settings, as far as the preset's method has them."""
     changes = changes_of([*SETTINGS, *more])
-    changes.setdefault("evaluate", {})["protocol"] = str(PROTOCOL)
-    return expunge.estimate(preset(DEFAULT_PRESET, changes), [["panda"], ["mosaic"]])
+    known = type(preset(preset_name).build_method().config).model_fields
+    changes["method"] = {name: value for name, value in changes["method"].items() if name in known}
+    return {**changes, "evaluate": {**changes["evaluate"], "protocol": str(PROTOCOL)}}
+
+
+def rehearsed(*more: str, preset_name: str = DEFAULT_PRESET) -> Estimate:
+    return expunge.estimate(preset(preset_name, changes_for(preset_name, *more)), [["panda"], ["mosaic"]])
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +64,7 @@ def test_with_a_stopping_rule_it_is_the_most_that_a_request_takes(tmp_path: Path
         "train.stop={check_every = 2, batches = 3, target = 0.0, tolerance = 0.0}",
         *('replay.source="bank"', 'method.along="forget"', "method.warm_start=false"),
     ]
-    changes = changes_of([*SETTINGS, *rule])
-    run = expunge.Run.create(
-        tmp_path / "run",
-        requests=["panda", "mosaic"],
-        changes={**changes, "evaluate": {**changes["evaluate"], "protocol": str(PROTOCOL)}},
-    )
+    run = expunge.Run.create(tmp_path / "run", requests=["panda", "mosaic"], changes=changes_for(DEFAULT_PRESET, *rule))
     told = run.train(run.requests[0], None)
     assert rehearsed(*rule).requests[0].evaluations == told.evaluations
 
@@ -74,6 +75,22 @@ def test_what_a_run_refuses_is_not_estimated() -> None:
         expunge.estimate(config, [["fox"], ["fox"]])
     with pytest.raises(expunge.ExpungeError, match="no request"):
         expunge.estimate(config, [])
+
+
+@pytest.mark.parametrize("preset_name", ["lacu-iconworld", "dfr-iconworld", "naive-iconworld"])
+@pytest.mark.parametrize("engine", ["fast", "reference"])
+def test_every_method_is_counted_as_it_is_served(engine: str, preset_name: str, tmp_path: Path) -> None:
+    more = (f"train.engine={engine}", "train.steps=2")
+    run = expunge.Run.create(
+        tmp_path / "run",
+        requests=["panda", "mosaic"],
+        preset_name=preset_name,
+        changes=changes_for(preset_name, *more),
+    )
+    told = run.train(run.requests[0], None)
+    found = rehearsed(*more, preset_name=preset_name).requests[0].evaluations
+    assert found == told.evaluations
+    assert found.backward == 2 * 2 * (1 if preset_name == "naive-iconworld" else 2)
 
 
 def test_the_published_loop_is_counted_too(estimated: Estimate) -> None:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
@@ -36,6 +37,12 @@ def test_a_step_with_adapters_and_a_rule_leaves_plain_weights_and_says_why_it_st
     assert run.config.train.stop is not None
     weights = load_tensors(step / "weights.safetensors")
     assert weights.keys() <= set(run.backbone().parameters_of("lora"))  # the stored dtype may round a small update away
+    base = stored_denoiser(STAND_IN)
+    moved = sum(float((weights[n].double() - base[n].double()).square().sum()) for n in weights)
+    length = sum(float(w.double().square().sum()) for w in base.values())
+    drift = run.records[0].metrics.weight_drift
+    assert drift is not None
+    assert drift.value == pytest.approx((moved / length) ** 0.5, rel=1e-4)  # of the weights, not of the factors
     expunge("export", path, tmp_path / "clean")
     stored = stored_denoiser(tmp_path / "clean")
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
@@ -60,6 +67,21 @@ def test_with_the_base_model_as_teacher_a_later_step_chooses_as_if_nothing_had_h
     first = {n: w.float() for n, w in load_tensors(path / "steps" / "0001" / "weights.safetensors").items()}
     model.denoiser.load_state_dict(first, strict=False)
     assert farthest_off() > 1e-2
+
+
+def test_a_step_paints_no_more_than_is_enough(tmp_path: Path) -> None:
+    protocol, path = tmp_path / "tiny.toml", tmp_path / "run"
+    text = PROTOCOL.read_text().replace("batch_size = 8", "batch_size = 2")
+    protocol.write_text(text.replace("requests =", "enough = 0.49\nrequests ="))
+    expunge("run", path, "panda", *FAST, "--protocol", protocol, "--set", "train.steps=1")
+    run = Run(path)
+    base = pd.read_parquet(run.directory.base_judgements)
+    after = pd.read_parquet(run.directory.step(1).judgements)
+    assert len(base) == 4 + 6 + 4  # whole
+    assert (after["role"] == "forget").sum() == 2
+    difference = run.records[0].metrics.ira_difference
+    assert difference is not None
+    assert difference.n == (after["role"] == "neighbour").sum()
 
 
 @pytest.mark.parametrize("teacher", ["previous", "base"])

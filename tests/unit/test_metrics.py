@@ -15,7 +15,9 @@ from expunge.stream.summary import measure
 def table(rows: list[tuple[str, str, str, bool | None, str]]) -> pd.DataFrame:
     """(role, concept, prompt, shown, scene) -> judgements; a prompt stands in several rows, as it does in a protocol."""
     frame = pd.DataFrame(rows, columns=["role", "concept", "prompt", "shown", "asked"])
-    frame["asked"] = [canonical_json(dict(part.partition("=")[::2] for part in scene.split("; "))) for scene in frame["asked"]]
+    frame["asked"] = [
+        canonical_json(dict(part.partition("=")[::2] for part in scene.split("; "))) for scene in frame["asked"]
+    ]
     frame["row"] = [f"row {i}" for i in range(len(frame))]
     frame["replayed"] = False
     return frame.astype({"shown": "boolean"})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Self
 
+import psutil
 import torch
 
 from expunge.errors import ExpungeError
@@ -16,6 +18,8 @@ from expunge.stream.directory import now
 
 IDLE = 0.5
 """Load average of the last minute up to which a machine counts as idle."""
+BUSY = 0.1
+"""Cores that others may take while something is timed."""
 
 
 def cores() -> int:
@@ -72,6 +76,29 @@ def check_idle(load: float, force: bool) -> None:
             f"The load average of the last minute is {load:.2f}: something else is running, or was until just now. "
             f"Wait until it is at most {IDLE}, or time all the same with --force, which the results file will say."
         )
+
+
+class Beside:
+    """Inside the block: how much of the processor other processes take. Ours and those that we wait for are left out.
+
+    Attributes:
+        seconds: that the block took.
+        cores: cores that others kept busy meanwhile, on average.
+    """
+
+    def __enter__(self) -> Self:
+        self._started, self._taken = time.perf_counter(), self._others()
+        return self
+
+    def __exit__(self, *failed: object) -> None:
+        self.seconds = time.perf_counter() - self._started
+        self.cores = max(0.0, self._others() - self._taken) / self.seconds
+
+    @staticmethod
+    def _others() -> float:
+        everyone, own = psutil.cpu_times(), os.times()
+        busy = sum(everyone) - everyone.idle - getattr(everyone, "iowait", 0.0) - getattr(everyone, "guest", 0.0)
+        return float(busy - (own.user + own.system + own.children_user + own.children_system))
 
 
 class Session(Result):

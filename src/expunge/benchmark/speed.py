@@ -20,7 +20,7 @@ from pydantic import Field, computed_field
 
 from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE, begun_or_made
-from expunge.benchmark.machine import Machine, Session, load_average
+from expunge.benchmark.machine import BUSY, Beside, Machine, Session, load_average
 from expunge.errors import ExpungeError
 from expunge.reference import EngineName
 from expunge.schema import Result, validated
@@ -42,6 +42,8 @@ class Timed(Result):
         held: bytes of tensors that were held while training, by what they are (docs/performance.md).
         peak_memory: most bytes that were resident at once in the process that served the request.
         artifact: bytes of the weights file.
+        process: seconds of the whole process, from its start: imports and loading the model among them. None: not recorded.
+        beside: cores that other processes took meanwhile, on average. None: not recorded.
     """
 
     request: int
@@ -53,6 +55,8 @@ class Timed(Result):
     peak_memory: int
     artifact: int
     finished_at: str
+    process: float | None = None
+    beside: float | None = None
 
 
 class Ratio(Result):
@@ -100,6 +104,13 @@ class SpeedResults(Result):
 
     @computed_field  # type: ignore[prop-decorator]
     @property
+    def wall_ratio_process(self) -> Ratio | None:
+        """Where every request has a process of its own; None where a row does not say how long that took."""
+        timed = all(row.process is not None for row in self.rows)
+        return _ratio(self.pairs, lambda row: row.process or 0.0) if timed else None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def evaluations_ratio(self) -> Ratio | None:
         """A backward evaluation counts as two forward ones."""
         return _ratio(self.pairs, lambda row: row.evaluations.forward + 2 * row.evaluations.backward)
@@ -123,11 +134,18 @@ class SpeedResults(Result):
     @property
     def caveats(self) -> list[str]:
         few = len(self.pairs) < PAIRS
-        found = [f"Ratios are quoted from {PAIRS} requests on; this is {len(self.pairs)}."] if few else []
-        return found + [
-            f"The session of {s.started_at} was forced beside a load average of {s.load_average:.2f}."
-            for s in self.sessions
-            if s.forced
+        return [
+            *([f"Ratios are quoted from {PAIRS} requests on; this is {len(self.pairs)}."] if few else []),
+            *(
+                f"The session of {s.started_at} was forced beside a load average of {s.load_average:.2f}."
+                for s in self.sessions
+                if s.forced
+            ),
+            *(
+                f"While the engine {row.engine} served request {row.request}, other processes took {row.beside:.2f} cores."
+                for row in self.rows
+                if (row.beside or 0.0) > BUSY
+            ),
         ]
 
     def write(self, path: Path) -> None:
@@ -249,14 +267,16 @@ def _timed(runs: Mapping[EngineName, Run], engine: EngineName, k: int, work: Pat
     _as_before(run, k, work / f"{engine}-memory-{k}.json")
     cost = work / "cost.json"
     arguments = [str(run.directory.path), str(k), str(previous or "-"), str(cost)]
-    done = subprocess.run(
-        [sys.executable, "-m", "expunge.benchmark.one_request", *arguments], capture_output=True, text=True
-    )
+    with Beside() as others:
+        done = subprocess.run(
+            [sys.executable, "-m", "expunge.benchmark.one_request", *arguments], capture_output=True, text=True
+        )
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["it was killed"])[-1]
         raise ExpungeError(f"Request {k} could not be served by the engine {engine}: {reason}")
     concepts = tuple(c.name for c in run.requests[k - 1].concepts)
-    return Timed(request=k, concepts=concepts, engine=engine, finished_at=now(), **files.read_json(cost))
+    told = {"finished_at": now(), "process": others.seconds, "beside": others.cores, **files.read_json(cost)}
+    return Timed(request=k, concepts=concepts, engine=engine, **told)
 
 
 def _as_before(run: Run, k: int, note: Path) -> None:

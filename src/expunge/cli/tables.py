@@ -54,6 +54,10 @@ def speed_table(results: SpeedResults) -> Table:
     table = _table()
     shown: dict[str, tuple[Callable[[Timed], str], Ratio | None]] = {
         "seconds": (lambda row: f"{row.seconds.total:.1f}", results.wall_ratio),
+        "with its start": (
+            lambda row: "" if row.process is None else f"{row.process:.1f}",
+            results.wall_ratio_process,
+        ),
         "of training": (lambda row: f"{row.seconds.replay + row.seconds.train:.1f}", results.wall_ratio_training),
         "evaluations": (
             lambda row: f"{row.evaluations.forward + 2 * row.evaluations.backward}",

@@ -27,7 +27,7 @@ What a run does is decided by one configuration, and this page lists all of its 
 
     expunge run RUN CONCEPT...                             the default preset, anchored-iconworld
     expunge run RUN CONCEPT... --preset lacu-iconworld     another one
-    expunge run RUN CONCEPT... --preset mine.toml          a file of your own
+    expunge run RUN CONCEPT... --preset my-preset.toml     a file of your own
     expunge run RUN CONCEPT... --set train.steps=80        a field, in place of the preset's (repeatable)
 
 - **A preset** is a TOML file of the tables below. A field that it leaves out has the default that stands here, not that of
