@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import random
 import re
 import shutil
@@ -10,15 +12,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from expunge import Audit, ExpungeError, compare
 from expunge.audit.paired import compare_tables
 from expunge.concepts import Concept
 from expunge.evaluation import Protocol, metrics
 from expunge.stream.directory import RunDirectory
-from expunge.stream.judged import read_table, write_table
+from expunge.stream.judged import read_image, read_table, write_table
 from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin
 from runs import PROTOCOL, STAND_IN, expunge
 
@@ -173,7 +177,14 @@ def test_the_page_shows_the_same_rows_of_base_a_and_b(page: str, a: Path, b: Pat
     fox = next(card for card in page.split('<article class="card">') if "Forget: fox" in card)
     column = next(c for c in fox.split("<figure>") if "a drawing of a fox, number 1" in c)
     assert re.findall(r'alt="(\w+): a drawing of a fox, number 1', column) == ["base", "A", "B"]
-    assert len(set(re.findall(r'src="([^"]+)"', column))) == 3
+    sources = re.findall(r'src="data:image/png;base64,([^"]+)"', column)
+    directory = RunDirectory(a)
+    shelves = [(directory.base_judgements, directory.base_images)]
+    shelves += [(step.judgements, step.images) for step in (RunDirectory(run).step(3) for run in (a, b))]
+    for source, (judgements, images) in zip(sources, shelves, strict=True):
+        digest = read_table(judgements).set_index("row")["image"]["forget/fox/by hand 1"]
+        shown = np.array(Image.open(io.BytesIO(base64.b64decode(source))))
+        assert np.array_equal(shown, read_image(images, digest))
     assert "B is above A in IRA (+25 pt)" in page
     assert "B is below A in UA (\N{MINUS SIGN}33.3 pt) and CRA (\N{MINUS SIGN}100 pt)" in page
 
@@ -219,11 +230,15 @@ def test_what_cannot_be_compared_is_answered_with_a_sentence(a: Path, finished_r
     prompts = shutil.copytree(a, tmp_path / "prompts")
     base = RunDirectory(prompts).base_judgements
     write_table(base, pd.read_parquet(base).assign(prompt="another"))
+    seeds = shutil.copytree(a, tmp_path / "seeds")
+    base = RunDirectory(seeds).base_judgements
+    write_table(base, pd.read_parquet(base).assign(seed=lambda table: table["seed"] + 1))
     for other, sentence in (
         (elsewhere, f"the base model of one is {MODEL}, of the other sha256:1"),
         (protocol, "the protocol of one is iconworld-demo, of the other iconworld-dev-a"),
         (precision, "one was painted in fp32, the other in bf16"),
         (prompts, "their rows have other prompts"),
+        (seeds, "their rows have other seeds"),
         (nothing, "have forgotten no concept in common"),
         (empty, "has no accepted step yet"),
         (tmp_path, "holds neither a run (run.toml) nor an evaluation"),

@@ -7,12 +7,16 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from expunge import report
 from expunge.errors import ExpungeError
+from expunge.files import write_json
 from expunge.stream import Run
-from handmade import FOX, NEON, PERSON, add_step, begin, check
+from expunge.stream.judged import read_table, write_table
+from expunge.stream.summary import measure, read_record
+from handmade import DRIFT, FOX, KNOWN, NEON, PERSON, add_step, begin, check
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +136,26 @@ def test_a_person_is_called_by_the_request_and_never_pictured(page: str) -> None
     assert Elements(section(page, "0002")).images() == []
     # The fox prompt that speaks of the person is left out with its pictures.
     assert "number 0" not in section(page, "0001")[: section(page, "0001").index("Neighbour")]
+
+
+def test_a_picture_of_which_the_judge_could_not_tell_is_shown_as_such(run: Run) -> None:
+    """It counts as not forgotten, and its prompt is the one that is looked at again at the end."""
+    last = run.directory.step(2)
+    for step, row in ((run.directory.step(1), "forget/fox/by hand 1"), (last, "forget/fox/by hand 2")):
+        table = read_table(step.judgements)
+        table.loc[table["row"] == row, "shown"] = pd.NA
+        write_table(step.judgements, table)
+    record = read_record(last.record)
+    measured = measure(read_table(run.directory.base_judgements), table, ["fox", PERSON.name], KNOWN, DRIFT)
+    write_json(last.record, record.model_copy(update={"metrics": measured}).model_dump(mode="json", by_alias=True))
+    page = report.write(run).read_text()
+    fox = [i["alt"] for i in Elements(section(page, "0001")).images() if "a drawing of a fox" in i["alt"]]
+    assert [("number 1" in alt, "after" in alt, "(unknown)" in alt) for alt in fox if "unknown" in alt] == [
+        (True, True, True)
+    ]
+    assert "8 (1 unknown)" in Elements(page).text
+    again = page[page.index("Forgotten earlier") :]
+    assert "number 2 (unknown)" in again[: again.index("</section>")]
 
 
 def test_pictures_that_were_not_kept_are_named_as_such(run: Run) -> None:

@@ -12,7 +12,7 @@ from expunge.errors import ExpungeError
 from expunge.files import digest_file
 from expunge.methods import METHODS
 from expunge.prompts import LlmConfig
-from expunge.stream import PRESETS, Run, RunConfig, preset, summary_schema
+from expunge.stream import DEFAULT_PRESET, PRESETS, Run, RunConfig, preset, summary_schema
 
 PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 
@@ -21,6 +21,12 @@ PROMPTS = Path(__file__).parents[1] / "data" / "prompts"
 def test_a_preset_survives_being_written_out(name: str) -> None:
     config = preset(name)
     assert RunConfig.from_data(tomllib.loads(config.to_toml()), "run.toml") == config
+
+
+def test_the_default_is_the_preset_that_its_page_is_about() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "anchored.md").read_text()
+    assert f"`{DEFAULT_PRESET}` is LACU" in page
+    assert preset(DEFAULT_PRESET).method["teacher"] == "base"
 
 
 def test_the_published_preset_holds_the_published_numbers() -> None:

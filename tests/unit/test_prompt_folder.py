@@ -267,6 +267,9 @@ def test_the_published_folder_loads() -> None:
         "golf_ball/related_score.txt:63: 'Children watch their parents hit golf balls.' leaks 'golf ball'.",
         "golf_ball/related_score.txt:68: 'A man gathers golf balls from the ground.' leaks 'golf ball'.",
     ]
+    known = {"schema": 1, "concepts": [{"name": "cartoon style", "kind": "style", "aliases": ["cartoon"]}]}
+    more = set(read(PUBLISHED, KnownConcepts.model_validate(known)).leaks) - set(folder.leaks)
+    assert any("funny cartoon scene" in leak for leak in more)  # what the page on prompts says of it
     for one in folder.read:
         prompts = folder.forget_prompts(one.concept, [], 100, 1, NOTHING)
         assert len(prompts) == 100

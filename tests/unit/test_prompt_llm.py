@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -167,6 +168,13 @@ def test_a_bad_answer_is_asked_again_and_named_in_the_end(server: Server, tmp_pa
     assert "no usable answer in 2 attempts" in str(error.value)
     assert not (tmp_path / "other").exists()  # what cannot be used is not kept
     assert len(server.asked) == 4
+
+
+def test_without_the_extra_it_is_named(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ExpungeError, match=r'need `pip install "\.\[llm\]"`'):
+        source(server, tmp_path).related(GOLF_BALL)
+    assert not server.asked
 
 
 def test_a_text_in_parts_is_one_text(server: Server, tmp_path: Path) -> None:

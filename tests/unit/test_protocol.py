@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -9,8 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from expunge import iconworld
-from expunge.evaluation import Protocol, forget_rows, retention_rows
+from expunge.concepts import PERSON
+from expunge.evaluation import Protocol, forget_rows, protocol_rows, retention_rows
 from expunge.evaluation.protocol import batches
+from expunge.prompts import Vocabulary
+from expunge.stream.config import GateConfig
+from expunge.stream.gate import check_reachable
 
 VOCABULARY = iconworld.vocabulary()
 
@@ -47,6 +52,23 @@ def test_a_row_says_whether_training_may_replay_what_it_shows() -> None:
     rows = [*forget_rows(tiny, VOCABULARY, VOCABULARY.concept("panda")), *retention_rows(tiny, VOCABULARY)]
     assert {row.concept for row in rows if row.replayed} == {"koala", "ogre", "woodcut"}
     assert {row.concept for row in rows if not row.replayed} == {"bear", "ghost", "halftone", "panda", "bus", "rocket"}
+
+
+def test_the_examples_of_the_pages_fit_together_and_a_step_can_pass_their_gate() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    vocabulary, protocol = (
+        tomllib.loads((docs / page).read_text().split("```toml\n")[1].split("```")[0])
+        for page in ("prompts.md", "protocol.md")
+    )
+    source, asked = Vocabulary.model_validate(vocabulary), Protocol.model_validate(protocol)
+    golf_ball = source.concept("golfball")
+    assert (golf_ball.name, golf_ball.kind) == ("golf ball", "object")
+    assert [[golf_ball.name], ["apple"]] == [list(names) for names in asked.requests]
+    assert source.concept("Ada Lovelace").kind == PERSON
+    assert asked.enough == 0.04
+    rows = [row for row in protocol_rows(asked, source, [golf_ball]) if row.level == "between"]
+    check_reachable(GateConfig(), rows, asked.name)
+    assert source.forget_prompts(golf_ball, ["apple"], 8, 0, frozenset({"tennis ball"}))
 
 
 def test_half_of_each_neighbour_group_is_held_out(protocol: Protocol) -> None:
@@ -120,14 +142,6 @@ def test_each_name_has_a_picture_at_the_end(protocol: Protocol) -> None:
         few = {level: {**data[level], counts: least - 1} for level in ("between", "final")}
         with pytest.raises(ValidationError, match=rf"final\.{counts} must be at least {least}"):
             Protocol.model_validate({**data, **few})
-
-
-def test_the_protocol_in_the_docs_can_be_used(tmp_path: Path) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "protocol.md").read_text()
-    (tmp_path / "mine.toml").write_text(text.split("```toml\n")[1].split("```")[0])
-    protocol = Protocol.read(tmp_path / "mine.toml")
-    assert protocol.enough == 0.04
-    assert {row.concept for row in retention_rows(protocol, VOCABULARY)} >= {"cat", "wolf", "lion"}
 
 
 def test_a_digest_is_of_what_decides_a_runs_pictures(protocol: Protocol) -> None:

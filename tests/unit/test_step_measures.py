@@ -15,7 +15,7 @@ from expunge.concepts import Request
 from expunge.evaluation import Value
 from expunge.files import save_tensors
 from expunge.stream import preset, step
-from expunge.stream.drift import compare_with_base, weight_drift
+from expunge.stream.drift import compare_with_base, pictured, weight_drift
 from expunge.stream.judged import Shelf, write_images, write_table
 from handmade import FOX, NEON, judgements
 
@@ -80,6 +80,15 @@ def test_weights_drift_by_the_length_of_their_way_over_their_own() -> None:
     held = weight_drift({"a": torch.full((4,), 3.0)}, {"a": torch.full((4,), 2.0), "b": torch.full((3,), 4.0)})
     assert held
     assert (held.value, held.n) == (0.25, 7)  # what did not move counts in their length
+
+
+def test_pictures_are_kept_of_what_may_show_a_forgotten_concept() -> None:
+    table = judgements(1, ["fox"])[0]
+    spare = table[~table["row"].isin(pictured(table)) & (table["concept"] == "fox")]["row"]
+    assert len(spare)  # beside the first few
+    for shown, kept in ((False, False), (True, True), (pd.NA, True)):
+        table.loc[table["row"] == spare.iloc[0], "shown"] = shown
+        assert (spare.iloc[0] in pictured(table)) == kept
 
 
 def test_a_pictures_drift_is_the_root_of_its_mean_squared_difference(tmp_path: Path) -> None:
