@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast
 from pydantic import Field
@@ -200,9 +200,9 @@ def train(
         anchors = Anchors(
             {n: w.to(accelerator.device) for n, w in held.items()}, {n: base[n].to(accelerator.device) for n in held}
         )
-        # In the published loop autograd takes it, in every micro-batch.
-        published = config.engine == "reference" and constraints
-        penalty = partial(_penalty, constraints, trained, anchors) if published else None
+        loop = _Loop(
+            accelerator, denoiser, optimizer, trained, method, state, student, teacher, constraints, anchors, config
+        )
         held_out = _HeldOut(accelerator, method, state, teacher, config) if config.stop else None
         if held_out and not checks:
             checks.append(held_out.check(student, 0))
@@ -211,29 +211,11 @@ def train(
             # Processes may round a solution differently, and must train one model.
             with torch.no_grad():
                 broadcast([*parameters.values()])
-        stopped, left_out = _stopped(done, checks, config), 0
+        stopped = _stopped(done, checks, config)
         while stopped is None:
             start = time.perf_counter()
-            rate = learning_rate(config, done)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            values = _backward(accelerator, denoiser, method, state, student, teacher, config, done, penalty)
-            accelerator.unscale_gradients(optimizer)
-            if constraints and not penalty:
-                with trained.constrained() as weights:
-                    values["regularize"] = sum(float(c.regularize(weights, anchors)) for c in constraints)
-                _check_finite({"regularization": values["regularize"]}, done)
-            norm = torch.nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm).item()
-            if accelerator.scaler is None or left_out == _OVERFLOWS:
-                _check_finite({"gradient": norm}, done)
-            optimizer.step()
-            optimizer.zero_grad()
-            if (
-                optimizer.step_was_skipped
-            ):  # its rows are taken again, at the smaller scale that the scaler goes on with
-                left_out += 1
-                continue
-            done, left_out = done + 1, 0
+            values, rate, norm = loop.step(done)
+            done += 1
             if held_out and held_out.due(done):
                 checks.append(held_out.check(student, done))
             stopped = _stopped(done, checks, config)
@@ -257,42 +239,75 @@ def _previous(trained: Trainable, teacher: Predictor, method: GradientMethod[Any
     return {n: own[n] if same else w.detach().clone() for n, w in trained.weights.items()}
 
 
-def _penalty(constraints: Sequence[Constraint], trained: Trainable, anchors: Anchors) -> Tensor:
-    weights = trained.effective()
-    return torch.stack([c.penalty(weights, anchors) for c in constraints]).sum()
+@dataclass(frozen=True)
+class _Loop:
+    """What every optimizer step works on."""
 
+    accelerator: Accelerator
+    denoiser: nn.Module
+    optimizer: AcceleratedOptimizer
+    trained: Trainable
+    method: GradientMethod[Any, Any]
+    state: Any
+    student: Predictor
+    teacher: Predictor
+    constraints: Sequence[Constraint]
+    anchors: Anchors
+    config: TrainConfig
 
-def _backward(
-    accelerator: Accelerator,
-    denoiser: nn.Module,
-    method: GradientMethod[Any, Any],
-    state: Any,
-    student: Predictor,
-    teacher: Predictor,
-    config: TrainConfig,
-    step: int,
-    penalty: Callable[[], Tensor] | None,
-) -> dict[str, float]:
-    """Gradients of one optimizer step, summed over its micro-batches; the mean of each loss over all its rows."""
-    sums: dict[str, Tensor] = {}
-    for micro in range(config.accumulation):
-        position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
-        last = micro == config.accumulation - 1
-        attention = _attention(student, config)
-        with nullcontext() if last else accelerator.no_sync(denoiser):
-            with accelerator.autocast(), attention:
-                losses = dict(method.losses(method.batch(state, position, student), student, teacher, state))
-                _check_losses(method, losses)
-                total = torch.stack([method.weights[name] * loss for name, loss in losses.items()]).sum()
-                if penalty:
-                    losses["regularize"] = penalty()
-                    total = total + losses["regularize"]
-            accelerator.backward(total / config.accumulation)
-        for name, loss in losses.items():
-            sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
-    values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
-    _check_finite({f"loss {name}": value for name, value in values.items()}, step)
-    return values
+    def step(self, done: int) -> tuple[dict[str, float], float, float]:
+        """The optimizer step after `done` others: the mean of each loss over its rows, learning rate, norm of the gradient.
+
+        Where the gradient overflows in fp16 the same rows are taken again, at the smaller scale that the scaler goes on with.
+        """
+        rate, overflows = learning_rate(self.config, done), 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        while True:
+            values = self._gradients(done)
+            self.accelerator.unscale_gradients(self.optimizer)
+            if self.constraints and self.config.engine == "fast":
+                with self.trained.constrained() as weights:
+                    values["regularize"] = sum(float(c.regularize(weights, self.anchors)) for c in self.constraints)
+                _check_finite({"regularization": values["regularize"]}, done)
+            norm = torch.nn.utils.clip_grad_norm_(self.trained.parameters.values(), self.config.max_grad_norm).item()
+            if self.accelerator.scaler is None or overflows == _OVERFLOWS:
+                _check_finite({"gradient": norm}, done)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            if not self.optimizer.step_was_skipped:
+                return values, rate, norm
+            overflows += 1
+
+    def _gradients(self, step: int) -> dict[str, float]:
+        """Gradients of one optimizer step, summed over its micro-batches; the mean of each loss over all its rows."""
+        accelerator, config, sums = self.accelerator, self.config, dict[str, Tensor]()
+        for micro in range(config.accumulation):
+            position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
+            last = micro == config.accumulation - 1
+            with nullcontext() if last else accelerator.no_sync(self.denoiser):
+                with accelerator.autocast(), _attention(self.student, config):
+                    losses, total = self._losses(position)
+                accelerator.backward(total / config.accumulation)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros((), device=loss.device)) + loss.detach() / config.accumulation
+        values = {name: accelerator.reduce(loss, "mean").item() for name, loss in sums.items()}
+        _check_finite({f"loss {name}": value for name, value in values.items()}, step)
+        return values
+
+    def _losses(self, position: Position) -> tuple[dict[str, Tensor], Tensor]:
+        """{loss: of a micro-batch, unweighted}, and their weighted sum."""
+        batch = self.method.batch(self.state, position, self.student)
+        losses = dict(self.method.losses(batch, self.student, self.teacher, self.state))
+        _check_losses(self.method, losses)
+        total = torch.stack([self.method.weights[name] * loss for name, loss in losses.items()]).sum()
+        if (
+            self.constraints and self.config.engine == "reference"
+        ):  # as published, autograd takes it in every micro-batch
+            weights = self.trained.effective()
+            losses["regularize"] = torch.stack([c.penalty(weights, self.anchors) for c in self.constraints]).sum()
+            total = total + losses["regularize"]
+        return losses, total
 
 
 # -- when to stop -----------------------------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ def test_a_name_may_hold_any_sign() -> None:
     frame.loc[0, "asked"] = canonical_json({"thing": "wolf", "title": "Ghost; Shell=2"})
     assert metrics.asked_for(frame["asked"][0]) == {"wolf", "Ghost; Shell=2"}
     assert list(metrics.of_roles(frame, [], ["Ghost; Shell=2"])["neighbour"]["prompt"]) == ["b"]
+    assert metrics.asked_for("thing=wolf; style=neon") == {"wolf", "neon"}  # judgements of an earlier version
 
 
 def test_retention_leaves_out_rows_that_hold_something_asked_to_go() -> None:

@@ -172,6 +172,8 @@ def harmonic_mean(parts: Sequence[pd.DataFrame], missing: bool | None = None) ->
 
 def asked_for(asked: str) -> set[str]:
     """The names in a row's column `asked`, which holds its scene as JSON, {slot: name}."""
+    if not asked.startswith("{"):  # as it was written before 26 November 2026: slot=name; slot=name
+        return {part.partition("=")[2] for part in asked.split("; ")}
     return {*json.loads(asked).values()}
 
 
