@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from expunge.backbones import Backbone, Evaluations, Predictor
 from expunge.checkpoint import keep_log_until, restore_checkpoint, store_checkpoint
 from expunge.constraints import Anchors, Constraint
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, suggestion
 from expunge.files import append_line
 from expunge.hardware import Precision, compute_dtype, processes, quick_layout, settled, trained_attention
 from expunge.methods import GradientMethod, Position
@@ -384,7 +384,7 @@ def _check_losses(method: GradientMethod[Any, Any], losses: Mapping[str, Tensor]
         if loss not in method.weights:
             raise ExpungeError(
                 f"The method {name} has the loss {loss!r}, to which its `weights` give no weight. "
-                f"{nearest(loss, method.weights)}"
+                f"{suggestion(loss, method.weights)}"
             )
         if value.ndim:
             raise ExpungeError(

@@ -47,7 +47,7 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= 60 else text[:60] + "…")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
     """A sentence that offers the known names closest to `name` (all of them where none is close)."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)

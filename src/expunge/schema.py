@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_core import PydanticCustomError
 
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, suggestion
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -35,7 +35,7 @@ class Strict(BaseModel):
         known = [field.alias or name for name, field in cls.model_fields.items()]
         for name in data if isinstance(data, Mapping) else ():
             if name not in known:
-                offer = {"field": name, "offer": nearest(name, known)}
+                offer = {"field": name, "offer": suggestion(name, known)}
                 raise PydanticCustomError("unknown_field", "there is no field '{field}'. {offer}", offer)
         return data
 

@@ -47,7 +47,7 @@ def load(folder: Path) -> Backbone:
     """
     check(folder)
     cls = backbone_class(folder)
-    extras = _extras(cls)
+    extras = dict.fromkeys(cls.unused)
     try:
         with without_bars():
             pipeline = diffusers_class(cls.pipeline_name).from_pretrained(
@@ -72,13 +72,8 @@ def check(folder: Path) -> None:
     """
     cls = backbone_class(folder)
     for name, entry in read_index(folder).items():
-        if isinstance(entry, list) and entry[0] is not None and name not in _extras(cls):
+        if isinstance(entry, list) and entry[0] is not None and name not in cls.unused:
             check_component(folder / name, is_denoiser=name == cls.denoiser_name)
-
-
-def _extras(cls: type[Backbone]) -> dict[str, None]:
-    """Components that a pipeline is loaded without."""
-    return {"safety_checker": None} if cls is StableDiffusion else {}
 
 
 def picture_size(folder: Path) -> tuple[int, int]:

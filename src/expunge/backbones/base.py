@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 import torch
 from torch import Tensor, nn
 
-from expunge.errors import ExpungeError, nearest, quoted
+from expunge.errors import ExpungeError, quoted, suggestion
 
 
 def diffusers_class(name: str) -> Any:
@@ -99,6 +99,8 @@ class Backbone(ABC):
     original_prefixes: ClassVar[Mapping[str, str]]
     """{component: how its tensors' names begin in a checkpoint of one file, in the layout of the family's authors}; the
     denoiser's prefix is no other family's."""
+    unused: ClassVar[tuple[str, ...]] = ()
+    """Components that a pipeline is loaded without."""
     parameter_groups: ClassVar[Mapping[str, str]]
     """{group: regular expression over parameter names}; "full" is always there. "lora" names the weights of the linear
     layers (attention and feed-forward projections) that adapters change; it is trained through them alone."""
@@ -215,16 +217,36 @@ class Backbone(ABC):
         clone = copy.deepcopy(self.denoiser, kept).requires_grad_(False).eval()
         return nn.Module.to(clone, dtype)  # Diffusers' own `to` warns of modules to keep in float32 even of none
 
+    @classmethod
+    def pattern_of(cls, group: str) -> str:
+        """Regular expression over parameter names of `group`.
+
+        Raises:
+            ExpungeError: for a group that this family does not have.
+        """
+        groups = {"full": "", **cls.parameter_groups}
+        if group not in groups:
+            raise ExpungeError(f"{cls.__name__} has no parameter group {group!r}. {suggestion(group, groups)}")
+        return groups[group]
+
+    @classmethod
+    def check_solver(cls, solver: str) -> None:
+        """
+        Raises:
+            ExpungeError: for a solver that this family does not have.
+        """
+        known = ("default", *cls.solvers)
+        if solver not in (*known, "published"):
+            raise ExpungeError(f"{cls.__name__} has no solver {solver!r}. {suggestion(solver, known)}")
+
     def parameters_of(self, group: str) -> list[str]:
         """Names of the denoiser's parameters in `group`.
 
         Raises:
             ExpungeError: for a group that this family does not have.
         """
-        groups = {"full": "", **self.parameter_groups}
-        if group not in groups:
-            raise ExpungeError(f"{type(self).__name__} has no parameter group {group!r}. {nearest(group, groups)}")
-        names = [n for n, _ in self.denoiser.named_parameters() if re.search(groups[group], n)]
+        pattern = self.pattern_of(group)
+        names = [n for n, _ in self.denoiser.named_parameters() if re.search(pattern, n)]
         if not names:
             raise ExpungeError(f'No parameter of this {self.denoiser_name} is in the group {group!r}. Choose "full".')
         return names
@@ -245,6 +267,7 @@ class Backbone(ABC):
 
     def scheduler(self, solver: str = "default") -> Any:
         """A fresh scheduler: the pipeline's own configuration under the named solver."""
+        self.check_solver(solver)
         own = self.pipeline.scheduler
         if solver == "published":
             solver = self.replay_solver
@@ -254,9 +277,6 @@ class Backbone(ABC):
         corrected = {name: own.config[name] for name in left_out if own.config[name] != defaults[name].default}
         if solver == "default":
             return type(own).from_config(own.config, **corrected)
-        if solver not in self.solvers:
-            known = ["default", *self.solvers]
-            raise ExpungeError(f"{type(self).__name__} has no solver {solver!r}. {nearest(solver, known)}")
         # Clipping is for pixels; a solver must not bring it to latents by its own default.
         return diffusers_class(self.solvers[solver]).from_config(own.config, **{**corrected, "clip_sample": False})
 

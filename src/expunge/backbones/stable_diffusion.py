@@ -20,6 +20,7 @@ class StableDiffusion(Backbone):
 
     pipeline_name = "StableDiffusionPipeline"
     denoiser_name = "unet"
+    unused = ("safety_checker",)
     original_prefixes = {
         "unet": "model.diffusion_model.input_blocks.",
         "vae": "first_stage_model.",

@@ -31,7 +31,7 @@ from pydantic import Field
 from expunge import backbones, files, seeds
 from expunge.benchmark import base_model
 from expunge.benchmark.machine import Machine
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, suggestion
 from expunge.evaluation import Protocol
 from expunge.schema import Result, Strict, read_toml, validated
 from expunge.stream import PRESETS, Run, RunConfig, preset
@@ -88,13 +88,13 @@ class Experiment(Strict):
             if variant.preset not in PRESETS and not Path(variant.preset).is_file():
                 raise ExpungeError(
                     f"The variant {name!r} in {path} names the preset {variant.preset!r}, which does not exist: "
-                    f"neither a preset nor a file from {Path.cwd()}. {nearest(variant.preset, PRESETS)}"
+                    f"neither a preset nor a file from {Path.cwd()}. {suggestion(variant.preset, PRESETS)}"
                 )
         return experiment
 
     def variant(self, name: str) -> Variant:
         if name not in self.variants:
-            raise ExpungeError(f"The experiment has no variant {name!r}. {nearest(name, self.variants)}")
+            raise ExpungeError(f"The experiment has no variant {name!r}. {suggestion(name, self.variants)}")
         return self.variants[name]
 
 

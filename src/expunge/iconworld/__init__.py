@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from expunge.errors import ExpungeError, nearest, quoted
+from expunge.errors import ExpungeError, quoted, suggestion
 from expunge.evaluation import Judge, Protocol
 from expunge.iconworld.classifier import CalibratedJudge
 from expunge.prompts import Vocabulary
@@ -37,7 +37,7 @@ def protocol(name: str) -> Protocol:
         ExpungeError: for an unknown name.
     """
     if name not in PROTOCOLS:
-        raise ExpungeError(f"There is no protocol {quoted(name)}. {nearest(name, PROTOCOLS)}")
+        raise ExpungeError(f"There is no protocol {quoted(name)}. {suggestion(name, PROTOCOLS)}")
     own: dict[str, Any] = PROTOCOL_FILE["protocols"][name]
     return Protocol.model_validate({**PROTOCOL_FILE["common"], **own, "name": name})
 

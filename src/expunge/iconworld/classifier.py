@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge import files
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, suggestion
 from expunge.evaluation import UNSURE, Answer, Question, Seen
 
 SIDE = 64
@@ -112,7 +112,7 @@ class CalibratedJudge:
             if question.name not in self._heads[question.slot].values:
                 raise ExpungeError(
                     f"The judge {self.name} does not know the {question.slot} {question.name!r}. "
-                    f"{nearest(question.name, self._heads[question.slot].values)}"
+                    f"{suggestion(question.name, self._heads[question.slot].values)}"
                 )
 
     @torch.no_grad()

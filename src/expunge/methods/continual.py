@@ -32,7 +32,7 @@ from expunge.locality import Choice
 from expunge.methods.again import steer_again
 from expunge.methods.aims import Aim, Scenes, replay_seed
 from expunge.methods.base import StepContext
-from expunge.methods.mapping import Count, Neighbours, pairs
+from expunge.methods.mapping import Count, Ranking, pairs
 from expunge.methods.resteering import Plan, Resteering, ResteeringConfig, Weight, record_of, resteer
 from expunge.methods.retain import RetainConfig, retain_prompts
 from expunge.methods.warm_start import WarmStart, WarmStartConfig, warm_start
@@ -95,7 +95,7 @@ class Continual(Resteering):
         return Plan([*aims, *again.aims], record, start)
 
     def _start(
-        self, context: StepContext, near: Mapping[str, Neighbours], retain: Sequence[str], choices: Sequence[Choice]
+        self, context: StepContext, near: Mapping[str, Ranking], retain: Sequence[str], choices: Sequence[Choice]
     ) -> tuple[WarmStart | None, list[str]]:
         """The warm start for `choices`, and what it keeps beside the prompts `retain`."""
         config = self.config

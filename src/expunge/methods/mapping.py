@@ -33,7 +33,7 @@ MappingName = Literal["null", "fixed", "superclass", "contextual", "score"]
 NeighboursBy = Literal["score", "source"]
 NEAREST = 10
 """Neighbours that are scored on all draws where the rest drops out before."""
-Neighbours = dict[str, float | None]
+Ranking = dict[str, float | None]
 """Names that may be shown instead of a concept or beside it, nearest first; their score distance where it ranked them."""
 
 
@@ -83,7 +83,7 @@ class MappingConfig(MethodConfig):
 
 def pairs(
     config: MappingConfig, context: StepContext, concepts: Sequence[Concept]
-) -> tuple[dict[str, Neighbours], list[Choice]]:
+) -> tuple[dict[str, Ranking], list[Choice]]:
     """Neighbours of each of `concepts`, and forget prompts of each with their mapping prompts.
 
     Raises:
@@ -94,7 +94,7 @@ def pairs(
     choices: list[Choice] = []
     for concept in concepts:
         chosen = MAPPINGS[config.mapping](
-            Asked(config, context, concept, list(near[concept.name]), config.forget_prompts)
+            Unmapped(config, context, concept, list(near[concept.name]), config.forget_prompts)
         )
         for choice in chosen:
             if not mentions(choice.forget, concept):
@@ -147,7 +147,7 @@ def may_be_shown(context: StepContext, name: str) -> bool:
     return leak(context, name) is None and not held_out(context, name)
 
 
-def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Neighbours:
+def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -> Ranking:
     # Ranking every earlier concept anew would make each step cost more than the one before.
     earlier = next((step.near[concept.name] for step in context.earlier if concept.name in step.near), None)
     offered = earlier or context.source.related(concept)
@@ -162,7 +162,7 @@ def _neighbours(config: MappingConfig, context: StepContext, concept: Concept) -
 
 
 @dataclass(frozen=True)
-class Asked:
+class Unmapped:
     """A concept that needs mapping prompts, its neighbours (nearest first), and how many forget prompts it gets."""
 
     config: MappingConfig
@@ -177,11 +177,11 @@ class Asked:
         return context.source.forget_prompts(self.concept, replacements, self.count, seed, context.off_limits)
 
 
-def _null(asked: Asked) -> list[Choice]:
+def _null(asked: Unmapped) -> list[Choice]:
     return [Choice(p.id, p.prompt, (Candidate("", None),)) for p in asked.forget_prompts(())]
 
 
-def _replaced(asked: Asked) -> list[Choice]:
+def _replaced(asked: Unmapped) -> list[Choice]:
     """One word in the concept's place, in every prompt for which the source can write it."""
     concept = asked.concept
     target = single_target(asked.config, concept)
@@ -207,7 +207,7 @@ def _replaced(asked: Asked) -> list[Choice]:
     return choices[: asked.count]
 
 
-def _contextual(asked: Asked) -> list[Choice]:
+def _contextual(asked: Unmapped) -> list[Choice]:
     each = asked.config.mapping_targets
     choices = []
     for place, prompt in enumerate(_with_candidates(asked)):
@@ -216,7 +216,7 @@ def _contextual(asked: Asked) -> list[Choice]:
     return choices
 
 
-def _score(asked: Asked) -> list[Choice]:
+def _score(asked: Unmapped) -> list[Choice]:
     context, config = asked.context, asked.config
     draws = scoring_draws(context.backbone, config.mapping_draws, context.generator("map", asked.concept.name))
     prompts = _with_candidates(asked)
@@ -224,7 +224,7 @@ def _score(asked: Asked) -> list[Choice]:
     return choose_mapping(context.teacher, prompts, draws, size, config.mapping_targets, halving)
 
 
-def _with_candidates(asked: Asked) -> list[ForgetPrompt]:
+def _with_candidates(asked: Unmapped) -> list[ForgetPrompt]:
     config = asked.config
     prompts = asked.forget_prompts(asked.near[: config.mapping_candidates])
     for prompt in prompts:
@@ -236,7 +236,7 @@ def _with_candidates(asked: Asked) -> list[ForgetPrompt]:
     return prompts
 
 
-MAPPINGS: dict[MappingName, Callable[[Asked], list[Choice]]] = {
+MAPPINGS: dict[MappingName, Callable[[Unmapped], list[Choice]]] = {
     "null": _null,
     "fixed": _replaced,
     "superclass": _replaced,

@@ -28,7 +28,7 @@ from expunge.backbones import Predictor
 from expunge.locality import Choice
 from expunge.methods.aims import Aim, Rows, Scenes, Term, replay_seed
 from expunge.methods.base import GradientMethod, Position, Record, StepContext, TeacherName
-from expunge.methods.mapping import MappingConfig, Neighbours
+from expunge.methods.mapping import MappingConfig, Ranking
 from expunge.methods.painted import recorded, replayed
 from expunge.methods.warm_start import WarmStart
 from expunge.replay import Replay, Trajectories
@@ -196,7 +196,7 @@ def resteer(
 
 def record_of(
     choices: Sequence[Choice],
-    near: Mapping[str, Neighbours],
+    near: Mapping[str, Ranking],
     retain: Sequence[str] = (),
     kept: Sequence[str] = (),
     again: Sequence[Choice] = (),

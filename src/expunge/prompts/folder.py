@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from expunge.concepts import Concept, mentions, words
-from expunge.errors import ExpungeError, Notice, nearest, quoted
+from expunge.errors import ExpungeError, Notice, quoted, suggestion
 from expunge.files import canonical_json, digest_bytes, digest_folder
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
@@ -130,7 +130,7 @@ class PromptFolder:
             if words(wanted.name) in [words(n) for n in concept.names]:
                 return concept
         names = [*(c.name for c in of_folders), *self._measured]
-        raise ExpungeError(f"{self._folder} has no prompts for {quoted(name)}. {nearest(name, names)}")
+        raise ExpungeError(f"{self._folder} has no prompts for {quoted(name)}. {suggestion(name, names)}")
 
     def related(self, concept: Concept) -> list[str]:
         one = self._of(concept)
@@ -154,7 +154,7 @@ class PromptFolder:
         if not any(words(name) == words(replacement) for name in found):
             raise ExpungeError(
                 f"No mapping candidate of {concept.name!r} in {self._folder} has {replacement!r} in its place. "
-                f'{nearest(replacement, dict.fromkeys(found))} Or choose the mapping "score", "contextual" or "null".'
+                f'{suggestion(replacement, dict.fromkeys(found))} Or choose the mapping "score", "contextual" or "null".'
             )
 
     def forget_prompts(

@@ -21,7 +21,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from expunge.concepts import PERSON, Concept, article, mentions, words
-from expunge.errors import ExpungeError, nearest, quoted
+from expunge.errors import ExpungeError, quoted, suggestion
 from expunge.files import canonical_json, digest_bytes
 from expunge.prompts.base import Candidate, ForgetPrompt, ScenePrompt
 from expunge.prompts.deck import Deck
@@ -170,7 +170,7 @@ class Vocabulary(Strict):
                             f"{known!r} is what a prompt shows that names no {group.slot}, so it cannot be asked to go."
                         )
                     return concept
-        raise ExpungeError(f"The vocabulary has no concept {quoted(name)}. {nearest(name, self.names())}")
+        raise ExpungeError(f"The vocabulary has no concept {quoted(name)}. {suggestion(name, self.names())}")
 
     def related(self, concept: Concept) -> list[str]:
         if found := self.alternatives(concept):

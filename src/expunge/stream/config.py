@@ -12,7 +12,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 from expunge import iconworld, reference, seeds
 from expunge.constraints import CONSTRAINTS, Constraint
 from expunge.engine import TrainConfig
-from expunge.errors import ExpungeError, nearest, quoted
+from expunge.errors import ExpungeError, quoted, suggestion
 from expunge.files import digest_file
 from expunge.hardware import Precision, settled
 from expunge.methods import METHODS, GradientMethod
@@ -253,7 +253,7 @@ def preset(name: str, changes: Mapping[str, Any] = {}) -> RunConfig:
     """The configuration that preset `name` (or a TOML file) gives, with `changes` laid over it, table by table."""
     path = PRESETS.get(name, Path(name))
     if not path.is_file():
-        raise ExpungeError(f"There is no preset {quoted(name)}, and no file of that name. {nearest(name, PRESETS)}")
+        raise ExpungeError(f"There is no preset {quoted(name)}, and no file of that name. {suggestion(name, PRESETS)}")
     where = f"The preset {name}"
     return RunConfig.from_data(_merge(parse_toml(read_text(path, where), where), changes), where)
 

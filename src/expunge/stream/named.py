@@ -11,7 +11,7 @@ from pathlib import Path
 from expunge import backbones, iconworld
 from expunge.backbones import Backbone
 from expunge.concepts import Concept, alike, check_name, mentions
-from expunge.errors import ExpungeError, nearest, quoted
+from expunge.errors import ExpungeError, quoted
 from expunge.evaluation import Judge, Protocol, find_judge, protocol_rows
 from expunge.hardware import compute_dtype
 from expunge.methods.mapping import MappingConfig, single_target
@@ -74,13 +74,10 @@ def check_config(config: RunConfig, folder: Path) -> None:
     backbones.check(folder)
     compute_dtype(config.train.precision)
     compute_dtype(config.evaluate.precision)
-    groups = ("full", *backbone.parameter_groups)
-    if config.train.parameters not in groups:
-        wrong = config.train.parameters
-        raise ExpungeError(f"{backbone.__name__} has no parameter group {wrong!r}. {nearest(wrong, groups)}")
+    backbone.pattern_of(config.train.parameters)
     check_warm_start(config, backbone)
     check_protocol(read_protocol(config.evaluate.protocol), model_name(config.model.source, folder), backbone)
-    check_solver(config.replay.solver, backbone)
+    backbone.check_solver(config.replay.solver)
 
 
 def check_warm_start(config: RunConfig, backbone: type[Backbone]) -> None:
@@ -106,13 +103,7 @@ def check_protocol(protocol: Protocol, model: str, backbone: type[Backbone]) -> 
             f"The protocol {protocol.name} measures the model {protocol.model!r}, not {model!r}. Give a protocol "
             "that names your model (--protocol FILE.toml)."
         )
-    check_solver(protocol.sampler.solver, backbone)
-
-
-def check_solver(solver: str, backbone: type[Backbone]) -> None:
-    solvers = ("default", *backbone.solvers)
-    if solver not in (*solvers, "published"):
-        raise ExpungeError(f"{backbone.__name__} has no solver {solver!r}. {nearest(solver, solvers)}")
+    backbone.check_solver(protocol.sampler.solver)
 
 
 def check_requested(

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, suggestion
 from expunge.files import digest_file
 from expunge.schema import Strict, from_anywhere
 
@@ -29,7 +29,7 @@ def named_class(name: str, known: Mapping[str, type[_Plug]], base: Any) -> type[
     file, colon, attribute = name.rpartition(":")
     if not colon:
         raise ExpungeError(
-            f"There is no {_word(what)} {name!r}. {nearest(name, known)} Your own is given as file.py:Class."
+            f"There is no {_word(what)} {name!r}. {suggestion(name, known)} Your own is given as file.py:Class."
         )
     if not Path(file).is_file():
         raise ExpungeError(f"The {_word(what)} {name!r} names no Python file.")

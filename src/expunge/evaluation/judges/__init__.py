@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from expunge.errors import ExpungeError, nearest
+from expunge.errors import ExpungeError, suggestion
 from expunge.evaluation.judge import Judge
 from expunge.evaluation.judges.clip import ClipJudge
 from expunge.evaluation.judges.vision_language import VisionLanguageJudge
@@ -26,7 +26,7 @@ def find_judge(name: str, own: Mapping[str, Callable[[], Judge]]) -> Judge:
     prefix, colon, model = name.partition(":")
     if prefix not in JUDGES:
         known = (*own, *(f"{p}:MODEL" for p in JUDGES))
-        raise ExpungeError(f"There is no judge {name!r}. {nearest(name, known)}")
+        raise ExpungeError(f"There is no judge {name!r}. {suggestion(name, known)}")
     if not (colon and model):
         raise ExpungeError(f"The judge {name!r} names no model. Write {prefix}:MODEL, with a folder or a hub id.")
     return JUDGES[prefix](model)
