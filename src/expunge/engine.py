@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast
+from accelerate.utils import GradientAccumulationPlugin, broadcast
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -182,7 +182,11 @@ def train(
     AcceleratorState._reset_state()
     precision = settled(config.precision)
     processes()
-    accelerator = Accelerator(mixed_precision="no" if precision == "fp32" else precision)
+    accelerator = Accelerator(
+        mixed_precision="no" if precision == "fp32" else precision,
+        # Micro-batches are averaged here; a launcher's setting must not average them a second time.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+    )
     # The published loop encodes prompts all the time.
     waiting = nullcontext() if config.engine == "reference" else backbone.denoiser_alone()
     with waiting, trainable(backbone, config.parameters, config.lora, seed) as trained:

@@ -160,10 +160,13 @@ def trace(
 ) -> Trajectories:
     """The points of `each` trajectories of every prompt that lie between two network times, both inclusive.
 
+    Which grid a trajectory has is drawn: sources deal prompts in turn, and times must not go with what a prompt shows.
+
     Raises:
-        ExpungeError: when no point lies there.
+        ExpungeError: when a prompt has no point there.
     """
     every = torch.arange(len(sampler.prompts)).repeat(each)
+    every = every[torch.randperm(len(every), generator=seeds.generator(seed, "grids"))]
     grids = [every[grid::GRIDS] for grid in range(GRIDS)]
     prompts = torch.cat(grids)
     steps = torch.cat([torch.full_like(rows, max(1, sampler.steps + i - GRIDS // 2)) for i, rows in enumerate(grids)])
@@ -184,9 +187,10 @@ def trace(
     whole = [[torch.cat(of, dim=1).flatten(0, 1).cpu() for of in zip(*some, strict=True)] for some in met.values()]
     latents, t, rows, predictions = (torch.cat(of) for of in zip(*whole, strict=True))
     kept = (t >= times[0]) & (t <= times[1])
-    if not kept.any():
+    if without := len(sampler.prompts) - len(rows[kept].unique()):
         raise ExpungeError(
-            f"No step of a trajectory of {sampler.steps} steps lies between t_min and t_max. Raise replay.steps, or move them."
+            f"Of {without} of {len(sampler.prompts)} prompts no step of a trajectory of about {sampler.steps} steps lies "
+            "between t_min and t_max, so they would not be trained on. Raise replay.steps, or move these."
         )
     return Trajectories(latents[kept], t[kept], rows[kept], predictions[kept], seed)
 

@@ -12,7 +12,7 @@ import torch
 
 
 def derive(seed: int, *labels: str | int) -> int:
-    """A 63-bit seed for the purpose that `labels` name."""
+    """A 63-bit seed for the purpose that `labels` name. (torch's CPU generator uses 32 bits of it.)"""
     text = "/".join([str(seed), *(str(label) for label in labels)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
 

@@ -65,8 +65,30 @@ def test_points_lie_on_the_way_and_are_drawn_once_before_any_comes_again(backbon
     assert sorted(everything.tolist()) == list(range(len(points.t)))
     assert points.draw(0, 8).tolist() == everything[:8].tolist()
     assert everything.tolist() != points.draw(len(points.t), len(points.t)).tolist()
-    with pytest.raises(ExpungeError, match="No step of a trajectory"):
+    with pytest.raises(ExpungeError, match="no step of a trajectory"):
         _prepared(backbone, t_min=3, t_max=4)
+
+
+def test_a_prompt_that_no_point_is_of_is_not_left_out_silently(backbone: Backbone) -> None:
+    """Two of six prompts have a grid, and some times are of one grid alone."""
+    teacher = context(backbone).teacher
+    sampler = Sampler(teacher, teacher.encode([f"a fox, number {i}" for i in range(6)]), 5, "default")
+    times, met = trace(sampler, 1, (-1.0, 2000.0), 6, seed=3).t.unique(return_counts=True)
+    own = float(times[met == 2][0])
+    with pytest.raises(ExpungeError, match="Of 4 of 6 prompts no step of a trajectory of about 5 steps"):
+        trace(sampler, 1, (own, own), 6, seed=3)
+
+
+def test_times_do_not_go_with_what_a_prompt_shows(backbone: Backbone) -> None:
+    """Sources deal their neighbours to prompts in turn; here nine of them, which a grid for every third prompt would sort."""
+    teacher = context(backbone).teacher
+    sampler = Sampler(teacher, teacher.encode(["a fox"] * 36), 4, "default")
+    points = trace(sampler, 1, (-1.0, 2000.0), 64, seed=3)
+    steps = torch.bincount(points.prompts)
+    assert sorted(steps.tolist()) == [3] * 12 + [4] * 12 + [5] * 12
+    assert all(len(set(steps[neighbour::9].tolist())) > 1 for neighbour in range(9))
+    other = trace(sampler, 1, (-1.0, 2000.0), 64, seed=4)
+    assert steps.tolist() != torch.bincount(other.prompts).tolist()
 
 
 def test_ways_of_different_lengths_share_passes(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,14 @@ def test_the_stopping_rule_looks_at_rows_that_no_step_trains_on(tmp_path: Path) 
     assert not {*checked} & {*learned}
 
 
+def test_a_launcher_does_not_average_what_is_averaged_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TrainConfig(steps=3, accumulation=2, warmup_steps=2)
+    plain = trained(config, tmp_path / "plain")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert torch.equal(trained(config, tmp_path / "launched"), plain)
+    assert log(tmp_path / "launched") == log(tmp_path / "plain")
+
+
 @pytest.mark.parametrize("scale", [2.0**20, 2.0**127])
 def test_a_step_whose_gradient_overflows_is_taken_again(
     scale: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -8,10 +8,13 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from expunge import iconworld
 from expunge.errors import ExpungeError
-from expunge.evaluation import Row, Value, metrics
-from expunge.stream import gate
+from expunge.evaluation import Row, Value, metrics, protocol_rows
+from expunge.evaluation.protocol import Counts
+from expunge.stream import gate, preset
 from expunge.stream.config import GateConfig
+from expunge.stream.named import check_gate
 from expunge.stream.summary import Attempt, Check, Metrics
 from handmade import check
 
@@ -103,6 +106,23 @@ def test_what_is_refused_is_what_a_model_that_lost_nothing_would_miss(
     flawless = Value(value=1.0, low=0.7, high=1.0, n=10)
     unchanged = Value(value=0.0, low=-0.3, high=0.3, n=10)
     assert gate.passed(GateConfig(), gate.checks(GateConfig(), result, {"fox": flawless}, unchanged)) == passes
+
+
+def test_a_gate_is_judged_by_what_the_first_of_several_steps_is_measured_on() -> None:
+    protocol = iconworld.protocol("iconworld-dev-a")
+    few = protocol.model_copy(update={"between": Counts(forget=10, neighbours=48, others=48)})
+    source = iconworld.vocabulary()
+    asked = [[source.concept(name) for name in names] for names in protocol.requests]
+    config = preset("anchored-iconworld")
+    check_gate(config, source, protocol, asked)
+    check_gate(config, source, few, asked[:1])  # the only one is judged on all
+    with pytest.raises(ExpungeError, match="different prompts in all"):
+        check_gate(config, source, few, asked)
+    forgotten = {c.name for concepts in asked for c in concepts}
+    shown = {v for row in protocol_rows(protocol, source, asked[0]) if row.role != "forget" for v in row.scene.values()}
+    assert not forgotten & shown  # a protocol keeps its own requests out of these rows
+    with pytest.raises(ExpungeError, match="0 different prompts of others"):
+        check_gate(config, source, protocol, [*asked, [source.concept(name) for name in protocol.others]])
 
 
 def test_where_prompts_ask_for_nothing_else_no_context_is_asked_for() -> None:

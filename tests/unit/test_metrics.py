@@ -54,6 +54,20 @@ def test_an_unknown_picture_counts_as_not_forgotten() -> None:
     assert (known.value, known.n, known.unknown) == (0.75, 4, 0)
 
 
+def test_pictures_of_one_prompt_make_no_interval_narrower() -> None:
+    """Ten of ten, from five prompts: as wide as five of five, and as the mean over the same rows."""
+    frame = table([("forget", "fox", f"p{i // 2}", False, "thing=fox") for i in range(10)])
+    value, five = metrics.unlearning_accuracy(frame, "fox"), metrics.wilson(5, 5)
+    mean = metrics.mean(frame.assign(gone=~frame["shown"]), "gone", missing=False)
+    assert value is not None
+    assert five is not None
+    assert mean is not None
+    assert (value.value, value.n, value.low) == (1.0, 10, pytest.approx(five.low))
+    assert (mean.value, mean.n, mean.low) == (1.0, 10, pytest.approx(five.low))
+    each = metrics.unlearning_accuracy(frame.assign(prompt=[f"p{i}" for i in range(10)]), "fox")
+    assert each == metrics.wilson(10, 10)
+
+
 def test_an_unknown_picture_counts_as_not_retained() -> None:
     frame = table([("other", "bus", f"p{i}", shown, "thing=bus") for i, shown in enumerate([True, True, None, None])])
     strict, lenient = metrics.mean(frame, "shown", missing=False), metrics.mean(frame, "shown")

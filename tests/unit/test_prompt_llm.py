@@ -69,6 +69,27 @@ def test_no_evaluation_prompt_is_trained_on(server: Server, tmp_path: Path) -> N
         asked.evaluation_prompts(GOLF_BALL, 5, 0, NOTHING, {})
 
 
+def test_nor_is_one_of_another_concept(server: Server, tmp_path: Path) -> None:
+    """A toy's prompts are retain prompts and mapping prompts; some of them say what the golf ball is measured by."""
+
+    def shared(handler: Handler) -> None:
+        handler.say(json.dumps({"prompts": [f"golf ball and scene toy 1 number {4 + i}" for i in range(4)]}))
+
+    def same(handler: Handler) -> None:
+        said = answer(server.asked[-1]["messages"][1]["content"])["prompts"]
+        handler.say(json.dumps({"prompts": ["Golf ball, and scene toy 1 number 4!", *said[1:]]}))
+
+    asked, toy = source(server, tmp_path), Concept(name="toy 1")
+    server.faults = [shared]
+    measured = {p.prompt for p in asked.evaluation_prompts(GOLF_BALL, 4, 0, NOTHING, {})}
+    asked.evaluation_prompts(toy, 4, 0, NOTHING, {})
+    server.faults = [same]
+    written = asked.retain_prompts(["toy 1"], 40, 0, NOTHING)
+    assert len({*written}) == 19  # of twenty
+    assert not any("golf" in prompt.casefold() for prompt in written)
+    assert any("number 4" in prompt for prompt in measured)
+
+
 def test_what_is_off_limits_is_left_out_and_never_told(server: Server, tmp_path: Path) -> None:
     asked = source(server, tmp_path)
     avoid = frozenset({"toy 1", "number 7"})

@@ -44,7 +44,9 @@ def test_every_judge_leaves_it_unknown(
     pictures[2, 0, 5, 5] = value
     table = judged(judge, pictures, monkeypatch)
     broken = table.iloc[1:3]
-    assert broken[["shown", "confidence", "recognisable", "context"]].isna().all(axis=None)
+    assert broken[["shown", "confidence"]].isna().all(axis=None)
+    assert not broken[["recognisable", "context"]].any(axis=None)  # nor is anything kept, or to be recognised
+    assert broken[["recognisable", "context"]].notna().all(axis=None)
     assert set(broken["seen_thing"]) == {"unsure"}
     assert broken["collapsed"].all()
     pd.testing.assert_frame_equal(

@@ -4,8 +4,9 @@ A picture of which the judge could not tell whether it shows the concept counts 
 asked (`missing=False`): it is not forgotten, and not retained. Left out, a model that paints riddles would look better
 than it is. `Value.unknown` says how many there were; where every answer is unknown, nothing was measured.
 
-Counts of one concept carry Wilson intervals; means over many prompts are bootstrapped by prompt, because pictures of one
-prompt are not independent; differences from the base model are paired by row and bootstrapped the same way.
+Counts of one concept carry Wilson intervals, as wide as for one picture of each prompt; means over many prompts are
+bootstrapped by prompt, because pictures of one prompt are not independent; differences from the base model are paired by
+row and bootstrapped the same way.
 """
 
 from __future__ import annotations
@@ -37,16 +38,19 @@ class Value(Result):
     unknown: int = 0
 
 
-def wilson(successes: int, n: int, unknown: int = 0) -> Value | None:
+def wilson(successes: int, n: int, unknown: int = 0, independent: int | None = None) -> Value | None:
     """Share of successes with Wilson's score interval; `unknown` of the n are no successes because nobody could tell.
+
+    Args:
+        independent: how many of the n count for the width; None for all.
 
     Source: Wilson (1927), JASA 22:209-212.
     """
     if n == unknown:
         return None
-    z, p = 1.959963984540054, successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    z, p, m = 1.959963984540054, successes / n, independent or n
+    centre = (p + z * z / (2 * m)) / (1 + z * z / m)
+    half = z / (1 + z * z / m) * math.sqrt(p * (1 - p) / m + z * z / (4 * m * m))
     return Value(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half), n=n, unknown=unknown)
 
 
@@ -155,10 +159,14 @@ def unlearning_accuracy(table: pd.DataFrame, concept: str) -> Value | None:
 
 
 def unlearning_accuracies(table: pd.DataFrame) -> dict[str, Value | None]:
-    """UA of every concept that the table has forget prompts of."""
-    shown = table[table["role"] == "forget"].groupby("concept")["shown"].agg(["sum", "count", "size"])
+    """UA of every concept that the table has forget prompts of. As many pictures count for the width of its interval as there
+    are different prompts: those of one prompt may all come out alike."""
+    rows = table[table["role"] == "forget"].groupby("concept")
+    shown = rows["shown"].agg(["sum", "count", "size"]).assign(prompts=rows["prompt"].nunique())
     return {
-        str(concept): wilson(int(row["count"] - row["sum"]), int(row["size"]), int(row["size"] - row["count"]))
+        str(concept): wilson(
+            int(row["count"] - row["sum"]), int(row["size"]), int(row["size"] - row["count"]), int(row["prompts"])
+        )
         for concept, row in shown.iterrows()
     }
 

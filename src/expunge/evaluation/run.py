@@ -150,5 +150,7 @@ def _frame(judgements: Sequence[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def _unreadable(question: Question) -> Answer:
-    """Of a picture with NaN in it, which any judge would take for a black one: nothing is known."""
-    return Answer(None, None, None, None, {slot: Seen(UNSURE, None) for slot in question.scene})
+    """Of a picture with NaN in it, which any judge would take for a black one: nothing can be recognised, and whether what is
+    asked about shows is not known."""
+    context = False if question.scene.keys() - {question.slot} else None
+    return Answer(None, None, False, context, {slot: Seen(UNSURE, None) for slot in question.scene})

@@ -40,6 +40,7 @@ class LlmPrompts:
     def __init__(self, config: LlmConfig, known: KnownConcepts | None = None) -> None:
         self._config, self._known = config, known or KnownConcepts()
         self._asking = Asking(config)
+        self._evaluated: set[tuple[str, ...]] = set()
 
     @property
     def digest(self) -> str:
@@ -70,11 +71,11 @@ class LlmPrompts:
     ) -> list[ForgetPrompt]:
         prompts: list[ForgetPrompt] = []
         for part in self._training(concept, count):
-            allowed = self._known.free_of(part, avoid, concept.names)
+            allowed = self._unseen(self._known.free_of(part, avoid, concept.names))
             asks = replacements and allowed
             mappings = self._mappings(concept, allowed, replacements) if asks else {p: {} for p in allowed}
             for prompt in allowed:
-                left = self._known.free_of(mappings[prompt].values(), avoid)
+                left = self._unseen(self._known.free_of(mappings[prompt].values(), avoid))
                 candidates = tuple(Candidate(p, r) for r, p in mappings[prompt].items() if p in left)
                 if candidates or not replacements:
                     prompts.append(ForgetPrompt(str(len(prompts) + 1), prompt, candidates))
@@ -92,7 +93,7 @@ class LlmPrompts:
             concept = self.concept(name)
             share = -(-count // len(used))
             written = [p for part in self._training(concept, min(share, _PART)) for p in part]
-            if allowed := self._known.free_of(written, avoid, concept.names):
+            if allowed := self._unseen(self._known.free_of(written, avoid, concept.names)):
                 decks.append(Deck(allowed, rng))
         if not decks:
             raise ExpungeError("No retain prompt is left: every name or prompt is forgotten or held out.")
@@ -101,13 +102,20 @@ class LlmPrompts:
     def evaluation_prompts(
         self, concept: Concept, count: int, seed: int, avoid: frozenset[str], scenes: Mapping[str, Sequence[str]]
     ) -> list[ScenePrompt]:
-        allowed = self._known.free_of(self._prompts(concept, []), avoid, concept.names)
+        evaluated = self._prompts(concept, [])
+        self._evaluated |= {tuple(words(prompt)) for prompt in evaluated}
+        allowed = self._known.free_of(evaluated, avoid, concept.names)
         if len(allowed) < count:
             raise ExpungeError(
                 f"There are {len(allowed)} evaluation prompts for {concept.name!r}, not {count}. Raise "
                 "prompts.evaluation_prompts, or lower the protocol's counts."
             )
         return [ScenePrompt(prompt, {slot_of(concept): concept.name}) for prompt in allowed[:count]]
+
+    def _unseen(self, prompts: Sequence[str]) -> list[str]:
+        """Those that are no evaluation prompt of any concept that evaluation prompts were asked for: of another one than the
+        concept whom they are written about, too."""
+        return [prompt for prompt in prompts if tuple(words(prompt)) not in self._evaluated]
 
     # -- questions ------------------------------------------------------------------------------------------------
 

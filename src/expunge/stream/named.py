@@ -135,11 +135,17 @@ def check_requested(
 def check_gate(
     config: RunConfig, source: PromptSource, protocol: Protocol, requests: Sequence[Sequence[Concept]]
 ) -> None:
-    """Whether the first of `requests` could pass the gate at all. After the last of those that wait all rows are judged."""
+    """Whether the first of `requests` could pass the gate at all: on rows that show nothing else that was requested, all of
+    them where it is also the last."""
     if requests:
-        rows = protocol_rows(protocol, source, [concept for concepts in requests for concept in concepts])
-        judged = rows if len(requests) == 1 else [row for row in rows if row.level == "between"]
-        check_reachable(config.gate, judged, protocol.name)
+        names = {concept.name for concepts in requests for concept in concepts}
+        rows = [
+            row
+            for row in protocol_rows(protocol, source, requests[0])
+            if (row.role == "forget" or names.isdisjoint(row.scene.values()))
+            and (row.level == "between" or len(requests) == 1)
+        ]
+        check_reachable(config.gate, rows, protocol.name)
 
 
 def check_mapped(
