@@ -77,8 +77,8 @@ Protocol {names.text(protocol)}. Ranges are 95 % intervals; n counts pictures.
 
 No proof that a concept is gone: other prompts, other samplers, fine-tuning or an attack may bring it back. The judge that
 counted errs too. The numbers hold for the prompts and seeds of the protocol, and an interval says only how far a number may be
-off for lack of pictures; some of these pictures also decided which steps were let pass. Only the denoiser was trained: the text
-encoder and the tokenizer are the base model's, and know the words that they knew.
+off for lack of pictures; some of these pictures also decided which steps were let pass. Only the denoiser was trained: the
+text encoder and the tokenizer are the base model's, and know the words that they knew.
 
 Whoever has the run can check this card. The command recomputes every digest of the run, and whether its events go through the
 head above:
