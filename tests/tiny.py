@@ -43,7 +43,7 @@ SENTENCES = (
 )
 WORDS = sorted({word for sentence in SENTENCES for word in sentence.split()})
 TEXT_WIDTH = 32
-TEXT_LENGTH = 77
+TEXT_LENGTH = 16
 
 
 def stable_diffusion(prediction_type: str = "epsilon") -> StableDiffusionPipeline:

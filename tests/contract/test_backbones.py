@@ -422,22 +422,8 @@ def test_guidance_without_an_empty_prompt_is_refused(backbone: Backbone) -> None
 # -- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def as_long_as_can_be_read(backbone: Backbone) -> str:
-    tokenizer, most = backbone.reader
-    special = len(tokenizer("")["input_ids"])
-    return " ".join(["dog"] * (most - special))
-
-
-def test_a_prompt_whose_end_would_not_be_read_is_refused(backbone: Backbone) -> None:
-    longest, most = as_long_as_can_be_read(backbone), backbone.reader[1]
-    assert most == (256 if backbone.denoiser_name == "transformer" else 77)
-    backbone.encode(["a dog", longest])
-    with pytest.raises(ExpungeError, match=rf"'dog dog .*…' has {most + 1} tokens, and the model reads {most}"):
-        backbone.encode(["a dog", f"{longest} dog"])
-
-
 def test_encode_equals_the_stock_pipeline(backbone: Backbone, stock: Any) -> None:
-    prompts = ["", PROMPTS[0], as_long_as_can_be_read(backbone)]
+    prompts = ["", PROMPTS[0], " ".join(PROMPTS * 20)]
     ours = backbone.encode(prompts).tensors
     if backbone.denoiser_name == "unet":
         states, _ = stock.encode_prompt(prompts, "cpu", 1, False)

@@ -13,6 +13,7 @@ from expunge.methods import Earlier, Position, StepContext
 from expunge.prompts import Vocabulary
 from steps import built, context, run_step
 
+# Words that the tiny tokenizers know whole: others are cut off before the prompt's end.
 VOCABULARY = Vocabulary.model_validate(
     {
         "schema": 1,
@@ -48,7 +49,7 @@ def test_what_a_loss_of_our_own_holds_moves_less_with_it(
     assert after[loss] < 0.6 * without[1][loss]
     assert after[other] > 0.7 * without[1][other]  # it holds what it is for, and nothing else
     for first, last in (without, (before, after)):  # doing nothing would hold everything: the request was served
-        assert last["unlearn"] < 0.6 * first["unlearn"]
+        assert last["unlearn"] < 0.5 * first["unlearn"]
 
 
 def test_strength_scales_both_losses_that_forget_and_neither_of_those_that_hold() -> None:

@@ -148,8 +148,12 @@ class Backbone(ABC):
     # -- what follows ---------------------------------------------------------------------------------------------
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """Conditioning of `prompts`, one row each, on the model's device.
+        """Conditioning of `prompts`, one row each, on the model's device; raises as `check_read` does."""
+        self.check_read(prompts)
+        return self.conditioning(prompts)
 
+    def check_read(self, prompts: Sequence[str]) -> None:
+        """
         Raises:
             ExpungeError: for a prompt of which the text encoders would not see the end: a concept there would be missed.
         """
@@ -160,7 +164,6 @@ class Backbone(ABC):
                     f"The prompt {quoted(prompt)} has {len(tokens)} tokens, and the model reads {most}. Shorten it, in the "
                     "vocabulary or folder that it comes from."
                 )
-        return self.conditioning(prompts)
 
     def encode_each(self, prompts: Sequence[str]) -> Conditioning:
         """As `encode`; a prompt that occurs again is not encoded again."""
