@@ -118,13 +118,17 @@ def test_an_exported_model_is_judged_as_the_last_step_of_its_run(finished_run: P
 
 
 def test_a_broken_model_is_measured_as_one(out: Path, tmp_path: Path) -> None:
-    """Its last layer is NaN. What cannot be measured is null with a reason, and the page says so."""
+    """Its last layer is NaN. What cannot be measured is null with a reason, and the page says so; that nothing is left of what
+    was asked for, and nothing to be recognised, can be."""
     stored = backbones.stored_denoiser(FOLDER)
     broken = {n: torch.full_like(v, float("nan")) for n, v in stored.items() if n.startswith("conv_out.")}
     save_file(broken, tmp_path / "nan.safetensors")
     expunge("evaluate", tmp_path / "nan.safetensors", *BASE, "--out", out)
     measured = Audit(out).summary().metrics
-    assert (measured.ua, measured.context, measured.ira, measured.weight_drift) == (None, None, None, None)
+    assert (measured.ua, measured.ira, measured.weight_drift) == (None, None, None)
+    assert measured.context is not None
+    assert measured.recognisable is not None
+    assert (measured.context.value, measured.recognisable.value) == (0, 0)
     assert "weights hold NaN" in measured.reasons["weight_drift"]
     assert measured.collapsed is not None
     assert measured.collapsed.value == 1.0

@@ -79,8 +79,13 @@ def when(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Progress], bool
 # -- the making of a run --------------------------------------------------------------------------------------------------
 
 
+OPEN = {"gate": {"enforce": False}, "evaluate": {"protocol": str(PROTOCOL)}}
+"""The small protocol has too few prompts for a gate."""
+OPEN_TOML = f'[evaluate]\nprotocol = "{PROTOCOL}"\n[gate]\nenforce = false\n'
+
+
 def make(path: Path, *requests: str) -> package.Run:
-    return package.Run.create(path, requests=requests, changes={"evaluate": {"protocol": str(PROTOCOL)}})
+    return package.Run.create(path, requests=requests, changes=OPEN)
 
 
 @pytest.mark.parametrize(("events", "requests"), [(None, 0), (0, 0), (1, 0), (1, 1), (2, 1), (2, 2), (3, 2)])
@@ -109,9 +114,7 @@ def test_another_call_does_not_take_a_run_for_its_own(tmp_path: Path) -> None:
     before = state(tmp_path / "run")
     for requests, changes in ((["mosaic"], {}), (["panda", "mosaic"], {"train": {"steps": 3}})):
         with pytest.raises(package.ExpungeError, match="other settings or requests"):
-            package.Run.create(
-                tmp_path / "run", requests=requests, changes={"evaluate": {"protocol": str(PROTOCOL)}, **changes}
-            )
+            package.Run.create(tmp_path / "run", requests=requests, changes={**OPEN, **changes})
     assert state(tmp_path / "run") == before
 
 
@@ -478,7 +481,7 @@ def test_a_protocol_that_was_edited_is_told_before_training(tmp_path: Path) -> N
     protocol = tmp_path / "mine.toml"
     text = PROTOCOL.read_text()
     protocol.write_text(text)
-    changes = {"evaluate": {"protocol": str(protocol)}}
+    changes = {**OPEN, "evaluate": {"protocol": str(protocol)}}
     package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_unchanged()
     protocol.write_text(text.replace("guidance = ", "guidance = 1"))
     assert f"The protocol {protocol} is not what this run was made with" in expunge("resume", tmp_path / "run", code=2)
@@ -487,8 +490,7 @@ def test_a_protocol_that_was_edited_is_told_before_training(tmp_path: Path) -> N
 def test_another_judge_of_the_same_name_is_told_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    changes = {"evaluate": {"protocol": str(PROTOCOL)}}
-    package.Run.create(tmp_path / "run", requests=["panda"], changes=changes)._check_unchanged()
+    make(tmp_path / "run", "panda")._check_unchanged()
     monkeypatch.setattr(CalibratedJudge, "digest", "sha256:1")
     assert "The judge iconworld is not the one that this run was made with" in expunge(
         "resume", tmp_path / "run", code=2
@@ -499,7 +501,7 @@ def test_code_of_ones_own_that_was_edited_is_told_before_training(tmp_path: Path
     file = tmp_path / "mine.py"
     text = "from expunge.methods.naive import Naive\n\n\nclass Mine(Naive):\n    pass\n"
     file.write_text(text)
-    (tmp_path / "mine.toml").write_text(f'[method]\nname = "{file}:Mine"\n[evaluate]\nprotocol = "{PROTOCOL}"\n')
+    (tmp_path / "mine.toml").write_text(f'[method]\nname = "{file}:Mine"\n{OPEN_TOML}')
     run = package.Run.create(tmp_path / "run", requests=["panda"], preset_name=str(tmp_path / "mine.toml"))
     run._check_unchanged()
     file.write_text(text.replace("pass", "weights = {}"))
@@ -516,7 +518,7 @@ def test_a_run_can_be_looked_at_without_the_code_that_made_it(tmp_path: Path) ->
         "class Mine(Naive):\n    pass\n\n\nclass Near(L2):\n    Config = ConstraintConfig\n"
     )
     (tmp_path / "mine.toml").write_text(
-        f'[method]\nname = "{file}:Mine"\n[[constraints]]\nname = "{file}:Near"\n[evaluate]\nprotocol = "{PROTOCOL}"\n'
+        f'[method]\nname = "{file}:Mine"\n[[constraints]]\nname = "{file}:Near"\n{OPEN_TOML}'
     )
     run = package.Run.create(tmp_path / "run", requests=["panda"], preset_name=str(tmp_path / "mine.toml"))
     for spoil in (lambda: file.write_text("raise SystemExit(9)"), file.unlink):
@@ -552,11 +554,7 @@ def test_a_truncated_base_model_is_told_and_nothing_is_lost(tmp_path: Path) -> N
     source = iconworld.model_folder("iconworld")
     assert source is not None
     model = shutil.copytree(source, tmp_path / source.name)
-    run = package.Run.create(
-        tmp_path / "run",
-        requests=["panda"],
-        changes={"model": {"source": str(model)}, "evaluate": {"protocol": str(PROTOCOL)}},
-    )
+    run = package.Run.create(tmp_path / "run", requests=["panda"], changes={**OPEN, "model": {"source": str(model)}})
     before = state(tmp_path / "run")
     shard = max((model / "unet").glob("*.safetensors"))
     whole = shard.read_bytes()
