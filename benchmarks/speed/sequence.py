@@ -76,7 +76,8 @@ def compared(table: pd.DataFrame, baseline: str) -> tuple[dict[str, Any], list[i
             found[f"{metric}_difference"] = None
             continue
         value = differences(both, metric, baseline).loc["fast"].to_dict()
-        found[f"{metric}_difference"] = {k: None if math.isnan(v) else v for k, v in value.items()}
+        known = {k: None if math.isnan(v) else v for k, v in value.items()}
+        found[f"{metric}_difference"] = {**known, "n": int(value["n"])}
     return found, seeds if both["variant"].nunique() == 2 else []
 
 
