@@ -217,6 +217,7 @@ def test_half_precision_trains_close_to_fp32(
             method=method,
             parameters=parameters,
             precision=precision,
+            steps=2,
             learning_rate=1e-4,
             served={"teacher": teacher},
         )
