@@ -63,6 +63,7 @@ def check(run: Run, mapping: set[str]) -> None:
     assert all(any(name in p["prompt"] for name in mapping) for p in prompts["mapping"])
 
 
+@pytest.mark.usefixtures("prompts_may_be_cut")
 def test_a_run_is_served_from_a_folder(tmp_path: Path, tiny_folder: Callable[[str], Path]) -> None:
     run = serve(
         tmp_path,
@@ -74,6 +75,7 @@ def test_a_run_is_served_from_a_folder(tmp_path: Path, tiny_folder: Callable[[st
     check(run, {"arble", "othing"})  # the plum is held out
 
 
+@pytest.mark.usefixtures("prompts_may_be_cut")
 def test_a_run_is_served_from_a_language_model(
     tmp_path: Path, tiny_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
