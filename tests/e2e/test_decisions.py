@@ -366,6 +366,17 @@ def _tamper() -> Any:
     return module
 
 
+def test_a_request_that_stands_twice_at_the_end_is_no_new_one(whole: Run, tmp_path: Path) -> None:
+    """The last line alone may lack its event, as that of a request which came in when its process was killed."""
+    copy = Run(shutil.copytree(whole.directory.path, tmp_path / "copy"))
+    lines = copy.directory.request_lines.read_text().splitlines(keepends=True)
+    copy.directory.request_lines.write_text("".join([*lines, lines[-1]]))
+    sentence = f"is not request {len(lines) + 1:04d}, which would be the next one"
+    assert any(sentence in problem for problem in verify(copy.directory.path).problems)
+    with pytest.raises(ExpungeError, match=sentence):
+        copy.request("owl")
+
+
 def test_random_damage_is_noticed(whole: Run, tmp_path: Path) -> None:
     """A few of each kind; benchmarks/faults/results/tamper.json has a thousand."""
     tamper, rng = _tamper(), random.Random(7)

@@ -4,6 +4,7 @@ lead the next step or the summary astray.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -66,12 +67,21 @@ def other_requests(lines: Sequence[bytes], events: Sequence[Event]) -> Iterator[
     digests = [digest_bytes(line) for line in lines]
     if len(digests) not in (len(said), len(said) + 1):
         yield f"requests.jsonl has {len(digests)} lines, and the events speak of {len(said)} requests. {COPY}"
+    elif len(digests) > len(said) and _id(lines[-1]) != (following := f"{len(lines):04d}"):
+        yield f"The last line of requests.jsonl is not request {following}, which would be the next one. {COPY}"
     for number, (found, (request, line)) in enumerate(zip(digests, said.items(), strict=False), 1):
         if found != line:
             yield (
                 f"Line {number} of requests.jsonl is not request {request} as it came in: its digest was {line} and is "
                 f"{found}. {COPY}"
             )
+
+
+def _id(line: bytes) -> object:
+    try:
+        return json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def check_rows(directory: RunDirectory, rows: Sequence[Row]) -> None:
