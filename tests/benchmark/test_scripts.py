@@ -13,11 +13,11 @@ import pytest
 from expunge import backbones, files
 from expunge.benchmark.experiment import OPEN_GATE, Experiment, Made
 from expunge.benchmark.machine import Machine
-from expunge.benchmark.speed import Settings, SpeedResults, Timed, settings_of
+from expunge.benchmark.speed import Settings, SpeedResults, settings_of
 from expunge.reference import EngineName
 from expunge.stream import preset
 from expunge.stream.named import model_folder, read_protocol
-from expunge.stream.summary import EvaluationCounts, Seconds
+from timings import timed
 
 Call = Callable[..., None]
 
@@ -181,19 +181,7 @@ def test_what_a_sequence_says_of_two_timings_and_of_quality(
 def timings(reference: float, fast: float) -> SpeedResults:
     """Six requests, each of as many seconds under the two engines."""
     rows = [
-        Timed(
-            request=k,
-            concepts=("fox",),
-            engine=engine,
-            seconds=Seconds(train=seconds, total=seconds),
-            evaluations=EvaluationCounts(forward=10, backward=0),
-            held={"student": 8},
-            peak_memory=9,
-            artifact=4,
-            finished_at="2026-01-01T00:00:00+00:00",
-        )
-        for k in range(1, 7)
-        for engine, seconds in (("reference", reference), ("fast", fast))
+        timed(k, engine, seconds) for k in range(1, 7) for engine, seconds in (("reference", reference), ("fast", fast))
     ]
     engines: dict[EngineName, dict[str, Any]] = {e: {"train": {"steps": 1}} for e in ("reference", "fast")}
     settings = Settings(preset="p", protocol="q", model="m", seed=0, engines=engines)

@@ -16,12 +16,12 @@ import pytest
 from expunge import Run, backbones, files, iconworld
 from expunge.benchmark import Experiment, machine, speed
 from expunge.benchmark.machine import Beside, Machine
-from expunge.benchmark.speed import Plan, Settings, SpeedResults, Timed, measure
+from expunge.benchmark.speed import Plan, Settings, SpeedResults, measure
 from expunge.errors import ExpungeError
 from expunge.reference import METHOD_SETTINGS, EngineName
 from expunge.stream import preset
-from expunge.stream.summary import EvaluationCounts, Seconds
 from runs import FAST, PROTOCOL, expunge
+from timings import timed
 
 SMALL: dict[str, dict[str, Any]] = {
     "method": {
@@ -156,7 +156,7 @@ def test_both_engines_start_from_what_the_reference_left(tmp_path: Path, monkeyp
         if number == "3":
             return SimpleNamespace(returncode=1, stderr="some hint\nThe loss is not finite.\n")
         files.write_text(Path(run) / "steps" / f"{int(number):04d}" / "weights.safetensors", Path(run).name)
-        row = _timed(1, "fast", 1.0).model_dump(include={"seconds", "evaluations", "held", "peak_memory", "artifact"})
+        row = timed(1, "fast", 1.0).model_dump(include={"seconds", "evaluations", "held", "peak_memory", "artifact"})
         files.write_json(Path(cost), row)
         return SimpleNamespace(returncode=0)
 
@@ -189,7 +189,7 @@ def test_what_others_take_meanwhile_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     with Beside() as others:
         time.sleep(0.1)
     assert others.cores * others.seconds == pytest.approx(8 - 3)
-    rows = [_timed(1, engine, 1.0).model_copy(update={"beside": others.cores}) for engine in speed.ENGINES]
+    rows = [timed(1, engine, 1.0).model_copy(update={"beside": others.cores}) for engine in speed.ENGINES]
     results = SpeedResults(
         machine=Machine.here(),
         settings=Settings(preset="p", protocol="q", model="m", seed=0, engines={}),
@@ -204,7 +204,7 @@ def test_what_else_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ExpungeError, match=r"load average of the last minute is 1\.70.*--force"):
         measure(plan, 1, out, tmp_path / "work", load=lambda: 1.7)
     assert not out.exists()
-    monkeypatch.setattr(speed, "_timed", lambda runs, engine, k, work: _timed(k, engine, 1.0))
+    monkeypatch.setattr(speed, "_timed", lambda runs, engine, k, work: timed(k, engine, 1.0))
     results = measure(plan, 1, out, tmp_path / "work", load=lambda: 1.7, force=True)
     assert results.sessions[0].forced
     assert any("forced beside a load average of 1.70" in caveat for caveat in results.caveats)
@@ -212,7 +212,7 @@ def test_what_else_runs_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_other_settings_and_other_machines_are_not_mixed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_timed", lambda runs, engine, k, work: _timed(k, engine, 1.0))
+    monkeypatch.setattr(speed, "_timed", lambda runs, engine, k, work: timed(k, engine, 1.0))
     out = tmp_path / "out.json"
 
     def run(work: str = "work", **changes: Any) -> SpeedResults:
@@ -236,7 +236,7 @@ def test_ratios_are_medians_of_pairs_and_quoted_from_six_on(tmp_path: Path) -> N
     begun = SpeedResults(machine=Machine.here(), settings=settings)
     assert begun.wall_ratio is None
     seconds = {"reference": [10.0, 20.0, 90.0, 10.0, 12.0, 11.0], "fast": [5.0, 4.0, 9.0, 5.0, 5.0, 5.0]}
-    rows = [_timed(k + 1, engine, s[k]) for k in range(6) for engine, s in seconds.items()]
+    rows = [timed(k + 1, engine, s[k]) for k in range(6) for engine, s in seconds.items()]
     results = begun.model_copy(update={"rows": tuple(rows)})
     found = results.wall_ratio
     assert found is not None
@@ -252,7 +252,7 @@ def test_ratios_are_medians_of_pairs_and_quoted_from_six_on(tmp_path: Path) -> N
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "_timed", lambda runs, engine, k, work: _timed(k, engine, 2.0))
+    monkeypatch.setattr(speed, "_timed", lambda runs, engine, k, work: timed(k, engine, 2.0))
     options = ("--requests", "2", "--out", tmp_path / "out.json", "--work", tmp_path / "work")
     monkeypatch.setattr("os.getloadavg", lambda: (3.0, 3.0, 3.0))
     said = expunge("bench", "speed", *FAST, *options, code=2)
@@ -268,17 +268,3 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _with_steps(steps: int) -> dict[str, dict[str, Any]]:
     return {**SMALL, "train": {**SMALL["train"], "steps": steps}}
-
-
-def _timed(request: int, engine: Any, seconds: float) -> Timed:
-    return Timed(
-        request=request,
-        concepts=("fox",),
-        engine=engine,
-        seconds=Seconds(train=seconds, total=seconds),
-        evaluations=EvaluationCounts(forward=10, backward=0),
-        held={"student": 8},
-        peak_memory=9,
-        artifact=4,
-        finished_at="2026-01-01T00:00:00+00:00",
-    )

@@ -131,9 +131,9 @@ def test_a_reference_step_costs_what_the_published_one_does(
     backbone, counts = fresh_backbone(), Evaluations()
     calls: list[int] = []
     encoded: list[int] = []
-    predict, encode = backbone.predict, backbone.encode
+    predict, encode = backbone.predict, backbone.conditioning
     monkeypatch.setattr(backbone, "predict", lambda d, x, t, c: calls.append(len(x)) or predict(d, x, t, c))
-    monkeypatch.setattr(backbone, "encode", lambda prompts: encoded.append(len(prompts)) or encode(prompts))
+    monkeypatch.setattr(backbone, "conditioning", lambda prompts: encoded.append(len(prompts)) or encode(prompts))
     config = TrainConfig(engine="reference", steps=2, batch_size=3, accumulation=2, warmup_steps=0)
     step = _step(backbone, "reference", counts, batch_size=3, replay=ReplayConfig(**SETTINGS["replay"]))
     method = built("lacu")
@@ -164,7 +164,7 @@ def test_the_fast_engine_joins_passes_and_encodes_once(
     method = built("lacu")
     state, _ = method.prepare(step)
     batch = method.batch(state, Position(0), step.teacher)
-    monkeypatch.setattr(backbone, "encode", lambda prompts: pytest.fail("encoded again"))
+    monkeypatch.setattr(backbone, "conditioning", lambda prompts: pytest.fail("encoded again"))
     calls: list[int] = []
     predict = backbone.predict
     monkeypatch.setattr(backbone, "predict", lambda d, x, t, c: calls.append(len(x)) or predict(d, x, t, c))

@@ -258,9 +258,8 @@ class Run:
         shop: Workshop | None = None
         for index in team.told():
             shop = shop or self._workshop(lambda _: None, team, batch)
-            shop.rows(
-                self._known, "final"
-            )  # so that the prompt source knows what is evaluated, as the first process's does
+            # So that the prompt source knows what is evaluated, as the first process's does.
+            shop.rows(self._known, "final")
             request = next(r for r in self.requests if r.step == index)
             ready, forgotten = self._set_up(shop)
             train_along(ready, request, self.current_weights, forgotten)
