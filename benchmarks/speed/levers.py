@@ -29,8 +29,11 @@ from expunge.backbones import Backbone, Predictor
 from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import Machine, Session, load_average
 from expunge.benchmark.speed import settings_of
+from expunge.constraints import Anchors
+from expunge.constraints.l2 import L2
 from expunge.files import read_json, write_json
 from expunge.locality import Compared, Draws
+from expunge.methods import painted
 from expunge.reference import SeparatePasses
 from expunge.stream import preset
 
@@ -77,6 +80,22 @@ def compiled(*kinds: str) -> Iterator[None]:
         yield
 
 
+def asked_anew() -> AbstractContextManager[Any]:
+    """Targets evaluated once more where painting evaluated them on its way."""
+    return patch.object(painted, "_open", lambda aim: torch.ones(len(aim.targets), dtype=torch.bool))
+
+
+def by_autograd() -> AbstractContextManager[Any]:
+    """The gradient of the L2 term by a backward pass of its own."""
+
+    def regularize(term: L2, parameters: Mapping[str, torch.nn.Parameter], anchors: Anchors) -> Tensor:
+        penalty = term.penalty(parameters, anchors)
+        penalty.backward()  # type: ignore[no-untyped-call]
+        return penalty.detach()
+
+    return patch.object(L2, "regularize", regularize)
+
+
 def as_stored() -> AbstractContextManager[Any]:
     """The denoiser in the memory layout that it is stored in."""
     return patch.object(engine, "quick_layout", lambda *_: torch.contiguous_format)
@@ -101,6 +120,14 @@ LEVERS = {
     "scoring one at a time": Lever(piece=one_at_a_time),
     "mapping chosen among ten": Lever({"method": AMONG_TEN}),
     "mapping chosen among ten, as published": Lever({"method": {**AMONG_TEN, "scoring": "all"}}, one_at_a_time),
+    "targets of trajectories evaluated once more": Lever(piece=asked_anew),
+    "L2 by autograd": Lever(piece=by_autograd),
+    "batches of 8 in choosing and replay": Lever({"replay": {"batch_size": 8}}),
+    "batches of 16 in choosing and replay": Lever({"replay": {"batch_size": 16}}),
+    "batches of 128 in choosing and replay": Lever({"replay": {"batch_size": 128}}),
+    "a bank, and a stopping rule that looks every five steps": Lever(
+        {"replay": {"source": "bank"}, "train": {"stop": {"check_every": 5, "batches": 2}}}
+    ),
     "denoiser as it is stored": Lever(piece=as_stored),
     "fused attention in training": Lever(
         piece=lambda: patch.object(engine, "trained_attention", lambda *_: nullcontext())

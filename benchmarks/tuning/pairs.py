@@ -53,7 +53,8 @@ def measured(backbone: Backbone, concepts: Sequence[Concept], held_out: frozense
     kept = [source.retain_prompts(names, CONFIG.retain_prompts, 2, off), [""]]
     told = {c.name: pairs(c, count, off) for c in concepts}
     seen, unseen = (
-        warm_start(CONFIG, backbone, kept, {name: each[i] for name, each in told.items()}, strength=1.0) for i in (0, 1)
+        warm_start(CONFIG, backbone, kept, {name: each[i] for name, each in told.items()}, dict.fromkeys(told, 1.0))
+        for i in (0, 1)
     )
     weights = {n: p.detach() for n, p in backbone.denoiser.named_parameters()}
     solved = seen.solve(weights, weights)

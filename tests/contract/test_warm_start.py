@@ -171,7 +171,18 @@ def test_the_first_step_begins_at_the_closed_form(folder: Path, tmp_path: Path) 
 
 def test_more_strength_leaves_less_of_the_way(folder: Path) -> None:
     asked = {s: start_of(load(folder), "lacu", strength=s).remaining for s in (1.0, 2.0)}
-    assert asked == {1.0: 0.5, 2.0: 0.25}
+    assert asked == {1.0: {"fox": 0.5}, 2.0: {"fox": 0.25}}
+
+
+def test_what_the_gate_made_of_a_concept_moves_it_alone_further(folder: Path) -> None:
+    backbone = load(folder)
+    changes = {**WARM, "teacher": "base", "lambda_again": 1.0, "again_prompts": 2, "strength": 1.2}
+    served = {"earlier": (earlier("dog"),), "emphasis": {"fox": 1 / 1.2}}
+    start, base = start_of(backbone, "lacu", served, **changes), weights(backbone)
+    found = of_ways(start, base, base | start.solve(base, base))
+    assert found == pytest.approx({"fox": 0.5, "dog": 0.5 / 1.2}, rel=0.02)
+    record = built("lacu", **changes).prepare(context(backbone, **served))[1]
+    assert record.choices["emphasis"] == {"fox": 1 / 1.2}
 
 
 def test_a_step_that_was_interrupted_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:

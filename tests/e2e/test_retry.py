@@ -62,6 +62,26 @@ def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
     assert "A first attempt with strength 1 missed UA of panda" in (rejected / "report.html").read_text()
 
 
+def test_what_a_retry_changed_for_a_concept_holds_in_later_steps(tmp_path: Path) -> None:
+    """A closed form that moves next to nothing: the panda still shows after the first attempt."""
+    path = tmp_path / "run"
+    barely = (*DRAWN, "--set", "method.warm_start={remaining = 0.95}", "--set", "gate.forget=1.0")
+    expunge("run", path, "panda", *barely)
+    expunge("request", path, "mosaic")
+    expunge("resume", path)
+    run = Run(path)
+    assert [r.status for r in run.records] == ["accepted", "accepted"]
+    assert [a.strength for a in run.records[0].attempts] == [1.0, 1.5]
+    folders = [
+        run.directory.replaced(1)[0],
+        run.directory.step(1),
+        [*run.directory.replaced(2), run.directory.step(2)][0],
+    ]
+    told = [json.loads(folder.choices.read_text()).get("emphasis") for folder in folders]
+    assert told == [None, None, {"panda": 1.5}]  # in its own retry the method's strength says it
+    assert verify(path).problems == ()
+
+
 def test_a_step_that_fails_its_gate_is_kept_but_not_made_current(rejected: Path, tmp_path: Path) -> None:
     run = Run(shutil.copytree(rejected, tmp_path / "run"))
     assert run.current_weights is None

@@ -53,8 +53,12 @@ def moved(given: Problem, mu: dict[str, float], previous: Tensor | None = None) 
     return solved(*given.sums(mu), base(), base() if previous is None else previous, given.ridge)
 
 
+def all_of(given: Problem, remaining: float) -> dict[str, float]:
+    return dict.fromkeys(given.moved, remaining)
+
+
 def least(given: Problem, of_the_way: float) -> Tensor:
-    return moved(given, given.multipliers(given.metric, of_the_way))
+    return moved(given, given.multipliers(given.metric, all_of(given, of_the_way)))
 
 
 def test_what_is_left_of_the_way_is_what_the_definition_says() -> None:
@@ -96,6 +100,9 @@ def test_of_every_concept_as_much_is_left_as_was_asked_for() -> None:
         assert {n: of_way(found, tokens) for n, tokens in pairs().items()} == pytest.approx(
             {"near": asked, "far": asked}, rel=CLOSE
         )
+    apart = moved(given, given.multipliers(given.metric, {"near": 0.3, "far": 0.6}))
+    assert of_way(apart, pairs()["near"]) == pytest.approx(0.3, rel=CLOSE)
+    assert of_way(apart, pairs()["far"]) == pytest.approx(0.6, rel=CLOSE)
     alike = moved(given, {"near": 0.1, "far": 0.1})
     assert abs(of_way(alike, pairs()["near"]) - of_way(alike, pairs()["far"])) > 0.05
 
@@ -124,7 +131,7 @@ def test_a_concept_that_is_kept_elsewhere_ends_the_search() -> None:
     other = drawn(2, D, seed=2)
     concepts = {"both": (stays(), drawn(30, D, seed=1)), "other": (other, -other)}
     given = problem(concepts)
-    assert given.multipliers(given.metric, 0.2)["both"] == 1
+    assert given.multipliers(given.metric, all_of(given, 0.2))["both"] == 1
     found = least(given, 0.2)
     assert of_way(found, concepts["both"]) > 0.25
     assert of_way(found, concepts["other"]) == pytest.approx(0.2, rel=CLOSE)
@@ -135,8 +142,8 @@ def test_what_is_gone_already_is_not_pushed() -> None:
     concepts = {"gone": (drawn(2, D, seed=1), drawn(2, D, seed=2))}
     gone = least(problem(concepts), 0.01)
     held = problem(concepts, ridge=1e9)
-    assert held.multipliers(base().T @ gone, 0.5) == {"gone": LEAST}
-    assert held.multipliers(base().T @ base(), 0.5) == {"gone": 1}
+    assert held.multipliers(base().T @ gone, all_of(held, 0.5)) == {"gone": LEAST}
+    assert held.multipliers(base().T @ base(), all_of(held, 0.5)) == {"gone": 1}
 
 
 @pytest.mark.parametrize(("concepts", "asked"), [(2, 0.05), (10, 0.4), (10, 0.13), (30, 0.4)])
@@ -153,7 +160,7 @@ def test_the_search_settles_for_concepts_that_pull_at_each_other(concepts: int, 
         )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        mu = given.multipliers(given.metric, asked)
+        mu = given.multipliers(given.metric, all_of(given, asked))
     mixed = solved(*given.sums(mu), given.metric, given.metric, given.ridge)
     found = {n: left(mixed, given.metric, moments) for n, moments in given.moved.items()}
     assert all(found[n] == pytest.approx(asked, rel=CLOSE) or (mu[n] == 1 and found[n] > asked) for n in mu)
@@ -169,7 +176,7 @@ def test_a_search_that_did_not_settle_says_so(monkeypatch: pytest.MonkeyPatch) -
 def start(concepts: dict[str, tuple[Tensor, Tensor]]) -> WarmStart:
     """Of two maps, each concept a prompt with one target."""
     embedded = {name: (told[None], aimed[None, None]) for name, (told, aimed) in concepts.items()}
-    return WarmStart(("k", "v"), [stays().T @ stays() / 30], embedded, 0.5, 0.01)
+    return WarmStart(("k", "v"), [stays().T @ stays() / 30], embedded, dict.fromkeys(embedded, 0.5), 0.01)
 
 
 def test_all_maps_are_solved_together_whatever_the_order_of_the_tokens() -> None:
@@ -189,7 +196,7 @@ def test_of_several_targets_the_mean_is_aimed_at_each_in_its_own_order() -> None
         ("k", "v"),
         [stays().T @ stays() / 30],
         {"c": (told[None], torch.stack([near, far[[1, 2, 0]]])[None])},
-        0.5,
+        {"c": 0.5},
         0.01,
     )
     found, expected = several.solve(aims, aims), start({"c": (told, (near + far) / 2)}).solve(aims, aims)
@@ -202,7 +209,7 @@ def test_the_teacher_is_aimed_at_and_the_previous_weights_are_where_it_starts() 
     previous = base() + 0.3 * drawn(2 * OUT, D, seed=5)
     aims, starts = ({"k": w[:3], "v": w[3:]} for w in (base(), previous))
     given = problem(pairs())
-    expected = moved(given, given.multipliers(base().T @ previous, 0.5), previous=previous)
+    expected = moved(given, given.multipliers(base().T @ previous, all_of(given, 0.5)), previous=previous)
     found = start(pairs()).solve(aims, starts)
     torch.testing.assert_close(torch.cat([found["k"], found["v"]]), expected)
     swapped = start(pairs()).solve(starts, aims)

@@ -82,6 +82,7 @@ class StepContext:
         batch_size: rows of each role per micro-batch.
         folder: where work worth keeping over a crash may be stored; None for nowhere.
         memory: where what M(0) painted may be stored for later steps, which ask it the same again; None for nowhere.
+        emphasis: {concept: what a method's strength is multiplied by for it, where it can tell concepts apart}; 1 for others.
         seconds: {phase: seconds}, filled by `phase`.
         progress: told (what, done, of how many) during long preparations.
     """
@@ -97,6 +98,7 @@ class StepContext:
     batch_size: int
     folder: Path | None = None
     memory: Path | None = None
+    emphasis: Mapping[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     progress: Callable[[str, int, int], None] = lambda what, done, of: None
 

@@ -16,7 +16,7 @@ of ours are off unless asked for:
 - f' are prompts for concepts that earlier steps forgot. Nothing in the published losses keeps these forgotten; `again`
   re-steers them in every later step (expunge/methods/again.py).
 
-`strength` multiplies both losses that forget.
+`strength` multiplies both losses that forget, and divides what a warm start leaves of a concept's way.
 
 Source: "Distill, Forget, Repeat", arXiv 2512.02657, for the lines that are not marked as ours.
 """
@@ -91,7 +91,8 @@ class Continual(Resteering):
         # As teacher M(k-1) has forgotten what came before: of what little is left another part would be asked every time.
         moved = [*choices, *again.used] if config.teacher == "base" else choices
         start, kept = self._start(context, near, retain, moved)
-        record = record_of(choices, near, retain, kept, again.used, again.renewed)
+        emphasis = {c: context.emphasis[c] for c in start.concepts if c in context.emphasis} if start else {}
+        record = record_of(choices, near, retain, kept, again.used, again.renewed, emphasis)
         return Plan([*aims, *again.aims], record, start)
 
     def _start(
@@ -113,4 +114,5 @@ class Continual(Resteering):
         for choice in choices:
             targets = tuple(target.prompt for target in choice.mapping)
             concepts.setdefault(choice.concept, []).append((choice.forget, targets))
-        return warm_start(config.warm_start, context.backbone, parts, concepts, config.strength), kept
+        strength = {name: config.strength * context.emphasis.get(name, 1.0) for name in concepts}
+        return warm_start(config.warm_start, context.backbone, parts, concepts, strength), kept

@@ -201,6 +201,7 @@ def record_of(
     kept: Sequence[str] = (),
     again: Sequence[Choice] = (),
     renewed: Mapping[str, Sequence[Choice]] = {},
+    emphasis: Mapping[str, float] = {},
 ) -> Record:
     """What a step was trained on.
 
@@ -209,6 +210,7 @@ def record_of(
         kept: prompts that a warm start kept.
         again: the choices that were used for concepts that earlier steps forgot.
         renewed: {such a concept: all its choices}, where those of its own step could not stay.
+        emphasis: {concept: what `strength` was multiplied by for it}, where that was not 1.
     """
     return Record(
         prompts={
@@ -222,6 +224,7 @@ def record_of(
             "mapping": [asdict(c) for c in choices],
             "again": [asdict(c) for c in again],
             "renewed": {concept: [asdict(c) for c in chosen] for concept, chosen in renewed.items()},
+            **({"emphasis": dict(emphasis)} if emphasis else {}),
         },
     )
 

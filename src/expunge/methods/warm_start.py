@@ -59,7 +59,7 @@ class WarmStartConfig(Strict):
     """
     Attributes:
         remaining: what is left at most of the way from a forget prompt's keys and values to its mapping prompt's. `strength`
-            divides it.
+            divides it, and so does what the gate made of a concept (docs/runs.md).
         ridge: rho, how strongly keys and values are held where they were, in units of the mean eigenvalue of the matrix that
             it is added to.
         retain_prompts: retain prompts of each concept that the solution keeps, those that are replayed among them.
@@ -98,12 +98,13 @@ class WarmStart:
         maps: names of the weights W `(out d)`.
         kept: E e(r) e(r)^T `(d d)` of what stays, float64; each part is as heavy as the other.
         concepts: embeddings of each concept's prompts `(n tokens d)` and of their targets `(n targets tokens d)`.
+        remaining: of each concept's way.
     """
 
     maps: Sequence[str]
     kept: Sequence[Tensor]
     concepts: Mapping[str, tuple[Tensor, Tensor]]
-    remaining: float
+    remaining: Mapping[str, float]
     ridge: float
 
     def solve(self, teacher: Mapping[str, Tensor], previous: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -156,8 +157,8 @@ class Problem:
         """{concept: E || W* e(p) - W* e(q) ||^2}"""
         return {name: way(self.metric, moments) for name, moments in self.moved.items()}
 
-    def multipliers(self, start: Tensor, most: float) -> dict[str, float]:
-        """{concept: mu_c} with which no more than `most` of any concept's way remains.
+    def multipliers(self, start: Tensor, most: Mapping[str, float]) -> dict[str, float]:
+        """{concept: mu_c} with which no more than `most` of each concept's way remains.
 
         A concept's loss is in units of what it is before anything moves, and that of each part that stays in units of what it
         would be if nothing of it were left. No mu_c is greater than 1: a concept's whole way counts at most as much as all of
@@ -170,7 +171,7 @@ class Problem:
         for _ in range(ROUNDS):
             # All that the search needs of W is W*^T W, and that is the same solution for W*^T W* and W*^T W_(k-1).
             mixed = solved(*self.sums(mu), self.metric, start, self.ridge)
-            over = {name: left(mixed, self.metric, moments) / most for name, moments in self.moved.items()}
+            over = {name: left(mixed, self.metric, moments) / most[name] for name, moments in self.moved.items()}
             if all(_settled(over[n], mu[n]) for n in mu):
                 return mu
             mu = {n: min(1.0, max(LEAST, mu[n] * max(over[n], 0.1))) for n in mu}
@@ -237,9 +238,10 @@ def warm_start(
     backbone: Backbone,
     kept: Sequence[Sequence[str]],
     concepts: Mapping[str, Pairs],
-    strength: float,
+    strength: Mapping[str, float],
 ) -> WarmStart:
-    """The warm start that keeps the prompts of each part of `kept`, and moves the pairs of each of `concepts`.
+    """The warm start that keeps the prompts of each part of `kept`, and moves the pairs of each of `concepts`, as far as its
+    strength asks for.
 
     Raises:
         ExpungeError: for a family whose denoiser does not read prompts through linear maps of their own.
@@ -251,7 +253,8 @@ def warm_start(
         ends = torch.cat([*_embedded(backbone, [target for targets in aimed for target in targets])])
         embedded[name] = (torch.cat([*_embedded(backbone, told)]), ends.unflatten(0, (len(told), -1)))
     moments = [_second_moment(_embedded(backbone, list(dict.fromkeys(prompts)))) for prompts in kept]
-    return WarmStart(maps, moments, embedded, config.remaining / strength, config.ridge)
+    remaining = {name: config.remaining / strength[name] for name in embedded}
+    return WarmStart(maps, moments, embedded, remaining, config.ridge)
 
 
 def _embedded(backbone: Backbone, prompts: Sequence[str]) -> Iterator[Tensor]:

@@ -104,6 +104,16 @@ def next_attempt(
     return strength / config.retry_factor, "too much was lost"
 
 
+def concerned(found: Sequence[Check], asked: Sequence[str]) -> frozenset[str]:
+    """Whose strength another attempt changes: that of concepts that show too often; or where too much was lost, that of
+    `asked`, the concepts of the step, since the model before it was let pass.
+
+    Args:
+        found: the checks of the attempt that was not let pass.
+    """
+    return frozenset(c.concept for c in found if c.concept and not c.passed) or frozenset(asked)
+
+
 def missed(check: Check) -> str:
     """Which check failed, and by how much."""
     name = CHECKS[check.name] + (f" of {check.concept}" if check.concept else "")

@@ -28,6 +28,7 @@ from expunge.stream import gate
 from expunge.stream.card import model_card
 from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
+from expunge.stream.emphasis import emphasis
 from expunge.stream.export import check_replaceable, mark
 from expunge.stream.history import History
 from expunge.stream.intact import (
@@ -275,11 +276,16 @@ class Run:
 
     def _set_up(self, shop: Workshop) -> tuple[Workshop, dict[int, tuple[Concept, ...]]]:
         """The workshop for the attempt that is at work, and what was forgotten before it."""
-        history = self.history
+        history, retried, factor = self.history, None, 1.0
         if history.retry:
-            shop = replace(shop, config=shop.config.with_strength(history.retry[1]), retrying=True)
+            step, strength = history.retry
+            retried = read_record(self.directory.replaced(step)[-1].attempt)
+            factor = strength / (shop.config.strength or strength)
+            shop = replace(shop, config=shop.config.with_strength(strength), retrying=True)
+        accepted = [read_record(self.directory.step(i).record) for i in history.accepted]
         concepts = {r.step: r.concepts for r in self.requests}
-        return shop, {i: concepts[i] for i in history.accepted}
+        held = emphasis(accepted, retried, factor)
+        return replace(shop, emphasis=held), {i: concepts[i] for i in history.accepted}
 
     def resume(self, progress: ProgressCallback = lambda _: None, batch: int | None = None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""

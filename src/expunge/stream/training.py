@@ -129,6 +129,7 @@ def _prepare(
         batch_size=config.train.batch_size,
         folder=step.state,
         memory=shop.directory.memory if method.teacher == "base" else None,
+        emphasis=shop.emphasis,
         progress=lambda what, done, of: shop.progress(Progress(step.index, what, done, of)),
     )
     shop.progress(Progress(step.index, "choose", 0, 1))

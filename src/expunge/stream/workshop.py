@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
@@ -47,6 +47,8 @@ class Workshop:
     judge: Judge
     progress: ProgressCallback
     team: Team
+    emphasis: Mapping[str, float] = field(default_factory=dict)
+    """See `StepContext`."""
     retrying: bool = False
     """Whether this is another attempt at the step; its strength is in `config`."""
 
