@@ -114,14 +114,16 @@ class StepLog:
 
 @dataclass(frozen=True)
 class Kept:
-    """What training held beside student and teacher.
+    """What training held beside the teacher.
 
     Attributes:
+        student: its weights as they were held, some of them perhaps the teacher's.
         parameters: what had a gradient of its own size: weights of the student, or adapters.
         moments: the optimizer's state.
         anchors: what constraints held on to.
     """
 
+    student: Sequence[Tensor]
     parameters: Mapping[str, Tensor]
     moments: Mapping[Any, Any]
     anchors: Anchors
@@ -135,8 +137,8 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluations) -> Predictor:
     """The denoiser as it is now, as a teacher in the arithmetic of `config.precision`. The published loop holds a whole copy;
-    here parameters that are not trained are one with the student's, where both have the same dtype, and both networks lie in
-    memory as they are quick."""
+    here parameters that are not trained are one with the student's where both have the same dtype (else the student borrows
+    them while it is trained), and both networks lie in memory as they are quick."""
     dtype = compute_dtype(config.precision)
     if config.engine == "reference":
         changing = None
@@ -189,7 +191,10 @@ def train(
     )
     # The published loop encodes prompts all the time.
     waiting = nullcontext() if config.engine == "reference" else backbone.denoiser_alone()
-    with waiting, trainable(backbone, config.parameters, config.lora, seed) as trained:
+    alike = config.engine == "reference" or precision == "fp32"  # then the two share what they can, or nothing
+    changing = backbone.parameters_of(config.parameters)
+    borrowing = nullcontext() if alike else backbone.borrowing(teacher.denoiser, changing, base)
+    with waiting, borrowing, trainable(backbone, config.parameters, config.lora, seed) as trained:
         parameters = trained.parameters
         optimizer = torch.optim.AdamW(
             parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
@@ -233,7 +238,7 @@ def train(
                     store_checkpoint(checkpoint, done, parameters, optimizer.optimizer, accelerator.scaler, checks)
         accelerator.wait_for_everyone()
         accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
-        return Kept(parameters, optimizer.optimizer.state, anchors)
+        return Kept([p.data for p in own.values()], parameters, optimizer.optimizer.state, anchors)
 
 
 def _previous(trained: Trainable, teacher: Predictor, method: GradientMethod[Any, Any]) -> dict[str, Tensor]:

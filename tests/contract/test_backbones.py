@@ -214,6 +214,26 @@ def test_a_copy_shares_what_does_not_change_and_follows_nothing(model_folder: Pa
     assert {p.dtype for p in own.values()} == {torch.float32}
 
 
+def test_what_does_not_change_is_borrowed_and_computed_with_as_autocast_would(model_folder: Path) -> None:
+    backbone = backbones.load(model_folder)
+    inputs, changing = example(backbone), backbone.parameters_of("cross-attention")
+    own = dict(backbone.denoiser.named_parameters())
+    values = {name: p.detach().clone() for name, p in own.items()}
+    lender = backbone.copy_denoiser(torch.bfloat16, changing)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = backbone.predict(backbone.denoiser, *inputs)
+        with suppress(KeyboardInterrupt), backbone.borrowing(lender, changing, values):
+            assert torch.equal(backbone.predict(backbone.denoiser, *inputs), alone)
+            theirs = {p.data_ptr() for p in lender.parameters()}
+            borrowed = {name for name, p in own.items() if p.data_ptr() in theirs}
+            assert borrowed == {name for name, p in own.items() if name not in changing and p.ndim > 1}
+            for name in borrowed:  # so that the comparison can fail
+                own[name].data = own[name].data * 2
+            assert far(backbone.predict(backbone.denoiser, *inputs), alone)
+            raise KeyboardInterrupt
+    assert all(torch.equal(p, values[name]) and p.dtype == torch.float32 for name, p in own.items())
+
+
 def test_what_makes_prompts_and_pictures_waits_while_the_denoiser_is_alone(model_folder: Path) -> None:
     """On a CPU nothing can move; what is looked at is where each component is sent, also where the block ends in an error."""
     backbone = backbones.load(model_folder).to(best_device())

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -224,6 +226,32 @@ def test_half_precision_trains_close_to_fp32(
         logs[precision] = [e["losses"] for e in log(tmp_path / precision)]
     for exact, rounded in zip(logs["fp32"], logs[half], strict=True):
         assert exact["unlearn"] == pytest.approx(rounded["unlearn"], rel=0.05)
+
+
+@pytest.mark.parametrize("parameters", ["cross-attention", "lora"])
+def test_in_half_precision_the_student_borrows_what_it_does_not_change_and_learns_the_same(
+    parameters: str, fresh_backbone: Callable[[], Backbone], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(name: str) -> dict[str, Tensor]:
+        backbone = fresh_backbone()
+        teacher = Predictor(backbone, backbone.copy_denoiser(torch.bfloat16), Evaluations())
+        settings: dict[str, Any] = {"parameters": parameters, "precision": "bf16", "served": {"teacher": teacher}}
+
+        def look(_: StepLog) -> None:
+            theirs = {p.data_ptr() for p in teacher.denoiser.parameters()}
+            shared.append(sum(p.data_ptr() in theirs for p in backbone.denoiser.parameters()))
+
+        weights = run_step(backbone, tmp_path / name, on_step=look, **settings)
+        return {n: weights[n] for n in backbone.parameters_of(parameters)}
+
+    shared: list[int] = []
+    lean = trained("lean")
+    assert min(shared) > 0
+    shared.clear()
+    monkeypatch.setattr(Backbone, "borrowing", lambda *_: nullcontext())
+    whole = trained("whole")
+    assert max(shared) == 0
+    assert _equal(lean, whole)
 
 
 @weights_and_adapters

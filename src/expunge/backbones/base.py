@@ -220,6 +220,26 @@ class Backbone(ABC):
         clone = copy.deepcopy(self.denoiser, kept).requires_grad_(False).eval()
         return nn.Module.to(clone, dtype)  # Diffusers' own `to` warns of modules to keep in float32 even of none
 
+    @contextmanager
+    def borrowing(self, lender: nn.Module, changing: Collection[str], values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside the block the matrices that do not change are those of `lender`, a copy of the denoiser in the dtype of an
+        autocast, which would round them to the same values in every pass. Vectors stay: some layers compute with them in
+        float32.
+
+        Args:
+            changing: names of the parameters that change here.
+            values: what the others are, which they have again after the block, in float32.
+        """
+        theirs = dict(lender.named_parameters())
+        fixed = {n: p for n, p in self.denoiser.named_parameters() if n not in changing and p.ndim > 1}
+        try:
+            for name, parameter in fixed.items():
+                parameter.data = theirs[name].data
+            yield
+        finally:
+            for name, parameter in fixed.items():
+                parameter.data = values[name].to(parameter.device, torch.float32)
+
     @classmethod
     def pattern_of(cls, group: str) -> str:
         """Regular expression over parameter names of `group`.

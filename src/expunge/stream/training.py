@@ -86,16 +86,17 @@ def train_step(
     clock.add(lesson.context.seconds, counts)
     with clock.measured("train", counts):
         kept = _learn(lesson)
+    components = shop.backbone.pipeline.components
     held = held_bytes(
         {
-            "student": shop.backbone.denoiser,
+            "student": kept.student,
             "teacher": lesson.context.teacher.denoiser,
             "adapters": kept.parameters,
             "moments": kept.moments,
             "base model as stored": shop.stored,
             "anchors": kept.anchors,
             "prompts and replay": lesson.state,
-            "encoders": shop.backbone.pipeline.components,
+            "encoders": {n: c for n, c in components.items() if n != shop.backbone.denoiser_name},
         }
     )
     held["gradients"] = sum(p.nbytes for p in kept.parameters.values())
