@@ -82,7 +82,7 @@ def compiled(*kinds: str) -> Iterator[None]:
 
 def asked_anew() -> AbstractContextManager[Any]:
     """Targets evaluated once more where painting evaluated them on its way."""
-    return patch.object(painted, "_open", lambda aim: torch.ones(len(aim.targets), dtype=torch.bool))
+    return patch.object(painted, "_not_painted", lambda aim: torch.ones(len(aim.targets), dtype=torch.bool))
 
 
 def by_autograd() -> AbstractContextManager[Any]:

@@ -182,7 +182,7 @@ def test_what_the_gate_made_of_a_concept_moves_it_alone_further(folder: Path) ->
     found = of_ways(start, base, base | start.solve(base, base))
     assert found == pytest.approx({"fox": 0.5, "dog": 0.5 / 1.2}, rel=0.02)
     record = built("lacu", **changes).prepare(context(backbone, **served))[1]
-    assert record.choices["emphasis"] == {"fox": 1 / 1.2}
+    assert record.choices["remaining"] == pytest.approx({"fox": 0.5, "dog": 0.5 / 1.2})
 
 
 def test_a_step_that_was_interrupted_ends_with_the_same_bits(folder: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
         "started",
         "rejected",
     ]
-    assert events[4]["strength"] == 1.5
+    assert (events[4]["strength"], events[4]["about"]) == (1.5, ["panda"])
     assert verify(rejected).problems == ()
     assert "A first attempt with strength 1 missed UA of panda" in (rejected / "report.html").read_text()
 
@@ -77,8 +77,9 @@ def test_what_a_retry_changed_for_a_concept_holds_in_later_steps(tmp_path: Path)
         run.directory.step(1),
         [*run.directory.replaced(2), run.directory.step(2)][0],
     ]
-    told = [json.loads(folder.choices.read_text()).get("emphasis") for folder in folders]
-    assert told == [None, None, {"panda": 1.5}]  # in its own retry the method's strength says it
+    left = [json.loads(folder.choices.read_text())["remaining"] for folder in folders]
+    less = pytest.approx(0.95 / 1.5)
+    assert left == [{"panda": 0.95}, {"panda": less}, {"mosaic": 0.95, "panda": less}]
     assert verify(path).problems == ()
 
 

@@ -78,7 +78,7 @@ def events(*said: str) -> list[dict[str, object]]:
         decided = {"by": "me", "reason": "so"} if "hand" in text or name in ("rolled back", "withdrawn") else {}
         found.append(
             json.loads(json.dumps({"at": "now", "event": name, "step": step, "to": step, "record": f"r{step}"}))
-            | ({"strength": 1.5} if name == "retried" else {})
+            | ({"strength": 1.5, "about": ["pink"]} if name == "retried" else {})
             | decided
         )
         if name != "rolled back":
@@ -115,7 +115,16 @@ def test_work_that_began_with_another_model_is_not_gone_on_with() -> None:
         assert History.of(events(*served, decision)).at_work is None, decision
     assert History.of(events(*served, "withdrawn 4")).at_work == 3
     retried = History.of(events(*served, "retried 3"))
-    assert (retried.at_work, retried.retry) == (None, (3, 1.5))
-    assert History.of(events(*served, "retried 3", "started 3")).retry == (3, 1.5)
+    assert (retried.at_work, retried.retry) == (None, (3, 1.5, ("pink",)))
+    assert History.of(events(*served, "retried 3", "started 3")).retry == (3, 1.5, ("pink",))
     assert History.of(events(*served, "retried 3", "started 3", "accepted 3")).retry is None
     assert History.of(events(*served, "retried 3", "started 3", "rolled back 1")).retry is None
+
+
+def test_a_retry_belongs_to_the_record_that_it_led_to() -> None:
+    tried = ("accepted 1", "retried 2", "started 2")
+    assert History.of(events(*tried)).retries == {}
+    assert [*History.of(events(*tried, "accepted 2", "accepted 3")).retries] == [2]
+    assert [*History.of(events(*tried, "rejected 2", "accepted 2 by hand")).retries] == [2]
+    served_anew = (*tried, "accepted 2", "withdrawn 1", "started 2", "accepted 2")
+    assert History.of(events(*served_anew)).retries == {}

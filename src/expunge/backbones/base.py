@@ -238,7 +238,7 @@ class Backbone(ABC):
             yield
         finally:
             for name, parameter in fixed.items():
-                parameter.data = values[name].to(parameter.device, torch.float32)
+                parameter.data = values[name].to(parameter.device, torch.float32, copy=True)
 
     @classmethod
     def pattern_of(cls, group: str) -> str:

@@ -91,8 +91,7 @@ class Continual(Resteering):
         # As teacher M(k-1) has forgotten what came before: of what little is left another part would be asked every time.
         moved = [*choices, *again.used] if config.teacher == "base" else choices
         start, kept = self._start(context, near, retain, moved)
-        emphasis = {c: context.emphasis[c] for c in start.concepts if c in context.emphasis} if start else {}
-        record = record_of(choices, near, retain, kept, again.used, again.renewed, emphasis)
+        record = record_of(choices, near, retain, kept, again.used, again.renewed, start.remaining if start else {})
         return Plan([*aims, *again.aims], record, start)
 
     def _start(

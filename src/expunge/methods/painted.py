@@ -74,7 +74,7 @@ def _trace(context: StepContext, scenes: Scenes) -> Trajectories:
 @torch.no_grad()
 def _targets(context: StepContext, aim: Aim, points: Trajectories) -> Tensor:
     """What the teacher predicts for the target of each point `(n c h w)`: on the way already, or now."""
-    places = torch.nonzero(_open(aim)[points.prompts]).flatten()
+    places = torch.nonzero(_not_painted(aim)[points.prompts]).flatten()
     if not len(places):
         return points.predictions
     lots = torch.rand(len(points.t), generator=seeds.generator(aim.scenes.seed, "lots"))
@@ -91,7 +91,7 @@ def _targets(context: StepContext, aim: Aim, points: Trajectories) -> Tensor:
     return kept_tensors(_file(context, aim.scenes, f"targets-{aim.loss}", aim.targets), evaluate)["targets"]
 
 
-def _open(aim: Aim) -> Tensor:
+def _not_painted(aim: Aim) -> Tensor:
     """Whose targets painting did not evaluate on the way `(n,)`: those of prompts that are not their own only target."""
     painted = [[prompt] for prompt in aim.scenes.prompts]
     return torch.tensor([list(t) != p for t, p in zip(aim.targets, painted, strict=True)])

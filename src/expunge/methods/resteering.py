@@ -201,7 +201,7 @@ def record_of(
     kept: Sequence[str] = (),
     again: Sequence[Choice] = (),
     renewed: Mapping[str, Sequence[Choice]] = {},
-    emphasis: Mapping[str, float] = {},
+    remaining: Mapping[str, float] = {},
 ) -> Record:
     """What a step was trained on.
 
@@ -210,7 +210,7 @@ def record_of(
         kept: prompts that a warm start kept.
         again: the choices that were used for concepts that earlier steps forgot.
         renewed: {such a concept: all its choices}, where those of its own step could not stay.
-        emphasis: {concept: what `strength` was multiplied by for it}, where that was not 1.
+        remaining: {concept: what a warm start was to leave of its way}.
     """
     return Record(
         prompts={
@@ -224,7 +224,7 @@ def record_of(
             "mapping": [asdict(c) for c in choices],
             "again": [asdict(c) for c in again],
             "renewed": {concept: [asdict(c) for c in chosen] for concept, chosen in renewed.items()},
-            **({"emphasis": dict(emphasis)} if emphasis else {}),
+            **({"remaining": dict(remaining)} if remaining else {}),
         },
     )
 

@@ -105,7 +105,8 @@ class GateConfig(Strict):
         max_cra_drop: the same for CRA, the retain accuracy on the rest.
         max_context_drop: most that context may lie below the base model's.
         max_collapsed: largest share of collapsed pictures, at the upper end of its interval.
-        retries: how often a step that does not pass is trained anew, with another strength.
+        retries: how often a step that does not pass is trained anew, with another strength; a warm start uses it for the
+            concepts alone because of which it is done.
         retry_factor: by how much the strength is multiplied where too little was forgotten, divided where too much was lost.
         enforce: false lets every step pass; what it missed is recorded all the same.
     """

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from expunge.stream.summary import Status
 
@@ -25,6 +25,19 @@ class Decision:
     undone: str = ""
 
 
+class Retry(NamedTuple):
+    """Another attempt at a step.
+
+    Attributes:
+        strength: the method's in this attempt.
+        about: the concepts because of which it is made.
+    """
+
+    step: int
+    strength: float
+    about: tuple[str, ...]
+
+
 @dataclass
 class History:
     """
@@ -33,14 +46,16 @@ class History:
         records: {step: digest of the record that counts}.
         decisions: {step: the last decision about it}.
         at_work: the step whose directory holds work that goes on from the current model, None where there is none.
-        retry: (step, strength) of the retry that is at work or next.
+        retry: the retry that is at work or next.
+        retries: {step: the retry that led to its record}, where there was one.
     """
 
     status: dict[int, Status] = field(default_factory=dict)
     records: dict[int, str] = field(default_factory=dict)
     decisions: dict[int, Decision] = field(default_factory=dict)
     at_work: int | None = None
-    retry: tuple[int, float] | None = None
+    retry: Retry | None = None
+    retries: dict[int, Retry] = field(default_factory=dict)
 
     @classmethod
     def of(cls, events: Iterable[dict[str, Any]]) -> Self:
@@ -59,8 +74,12 @@ class History:
             case "started":
                 self.at_work = event["step"]
             case "retried":
-                self.at_work, self.retry = None, (event["step"], event["strength"])
+                self.at_work = None
+                self.retry = Retry(event["step"], event["strength"], tuple(event.get("about", ())))
             case "accepted" | "rejected" as status:
+                if "by" not in event:
+                    self.retries.pop(event["step"], None)
+                    self.retries |= {self.retry.step: self.retry} if self.retry else {}
                 self._stop()
                 self.status[event["step"]] = status
                 self.records[event["step"]] = event["record"]
@@ -79,7 +98,7 @@ class History:
                         del self.status[later]
                         self.decisions.pop(later, None)
                     self._stop()
-                elif self.at_work == step or (self.retry and self.retry[0] == step):
+                elif self.at_work == step or (self.retry and self.retry.step == step):
                     self._stop()
                 self.status[step] = "withdrawn"
                 self._decide(event, step)

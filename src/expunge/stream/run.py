@@ -276,16 +276,16 @@ class Run:
 
     def _set_up(self, shop: Workshop) -> tuple[Workshop, dict[int, tuple[Concept, ...]]]:
         """The workshop for the attempt that is at work, and what was forgotten before it."""
-        history, retried, factor = self.history, None, 1.0
+        history, config = self.history, shop.config
+        if config.strength is not None:
+            before = [history.retries[i] for i in history.accepted if i in history.retries]
+            names = [c.name for r in self.requests for c in r.concepts]
+            held = emphasis(before, history.retry, names, config.strength, config.gate.retry_factor)
+            shop = replace(shop, emphasis=held)
         if history.retry:
-            step, strength = history.retry
-            retried = read_record(self.directory.replaced(step)[-1].attempt)
-            factor = strength / (shop.config.strength or strength)
-            shop = replace(shop, config=shop.config.with_strength(strength), retrying=True)
-        accepted = [read_record(self.directory.step(i).record) for i in history.accepted]
+            shop = replace(shop, config=config.with_strength(history.retry.strength), retrying=True)
         concepts = {r.step: r.concepts for r in self.requests}
-        held = emphasis(accepted, retried, factor)
-        return replace(shop, emphasis=held), {i: concepts[i] for i in history.accepted}
+        return shop, {i: concepts[i] for i in history.accepted}
 
     def resume(self, progress: ProgressCallback = lambda _: None, batch: int | None = None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""

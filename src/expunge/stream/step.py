@@ -141,7 +141,8 @@ def _seal(shop: Workshop, step: StepDirectory, record: StepRecord, stronger: flo
     if stronger is None:
         shop.directory.add_event(record.status, **details)
     else:
-        shop.directory.add_event("retried", strength=stronger, **details)
+        about = sorted(gate.concerned(record.attempts[-1].gate, record.concepts))
+        shop.directory.add_event("retried", strength=stronger, about=about, **details)
     step.forget_state()
 
 
