@@ -90,7 +90,7 @@ def by_autograd() -> AbstractContextManager[Any]:
 
     def regularize(term: L2, parameters: Mapping[str, torch.nn.Parameter], anchors: Anchors) -> Tensor:
         penalty = term.penalty(parameters, anchors)
-        penalty.backward()  # type: ignore[no-untyped-call]
+        penalty.backward()
         return penalty.detach()
 
     return patch.object(L2, "regularize", regularize)

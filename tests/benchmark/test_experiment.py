@@ -326,10 +326,11 @@ def test_sequences_are_served_at_once_and_go_on_after_an_interruption(tmp_path: 
         time.sleep(0.05)
     process.terminate()
     assert process.wait(60) == 3
-    assert not (tmp_path / "small").exists()
+    early = len([*(tmp_path / "small").glob("*.json")])  # one may have ended before the other began
+    assert early < 2
 
     said = expunge(*arguments, code=2)
-    assert said.count(": done") == 2
+    assert said.count(": done") == 2 - early
     assert "Not served: broken with seed 0." in said
     assert "nowhere" in (work / "small" / "broken-0.log").read_text()
     assert not (work / "small" / "full-0.log").exists()
