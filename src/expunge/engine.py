@@ -117,7 +117,7 @@ class Kept:
     """What training held beside the teacher.
 
     Attributes:
-        student: its weights as they were held, some of them perhaps the teacher's.
+        student: its weights and buffers as they were held, some of them perhaps the teacher's.
         parameters: what had a gradient of its own size: weights of the student, or adapters.
         moments: the optimizer's state.
         anchors: what constraints held on to.
@@ -238,7 +238,8 @@ def train(
                     store_checkpoint(checkpoint, done, parameters, optimizer.optimizer, accelerator.scaler, checks)
         accelerator.wait_for_everyone()
         accelerator.unwrap_model(denoiser, keep_fp32_wrapper=False).requires_grad_(False)
-        return Kept([p.data for p in own.values()], parameters, optimizer.optimizer.state, anchors)
+        held_student = [tensor.data for tensor in (*own.values(), *backbone.denoiser.buffers())]
+        return Kept(held_student, parameters, optimizer.optimizer.state, anchors)
 
 
 def _previous(trained: Trainable, teacher: Predictor, method: GradientMethod[Any, Any]) -> dict[str, Tensor]:
