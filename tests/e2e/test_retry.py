@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,9 @@ from runs import COLD, DRAWN, command, count_lines, expunge, kill_when
 FAILING = (*DRAWN, *COLD, "--set", "gate.forget=1.0")
 """Six optimizer steps forget nothing, so both attempts miss this gate."""
 
+BARELY = (*DRAWN, "--set", "method.warm_start={remaining = 0.95}", "--set", "gate.forget=1.0")
+"""A closed form that moves next to nothing: the panda still shows after the first attempt, and not after the second."""
+
 
 @pytest.fixture(scope="module")
 def rejected(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -24,6 +28,13 @@ def rejected(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = expunge("run", path, "panda", *FAILING, code=1)
     assert "Step 1 did not pass the gate: UA of panda is" in said
     assert "strength 1 and 1.5" in said
+    return path
+
+
+@pytest.fixture(scope="module")
+def mended(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("runs") / "mended"
+    expunge("run", path, "panda", *BARELY)
     return path
 
 
@@ -59,14 +70,13 @@ def test_both_attempts_are_kept_and_recorded(rejected: Path) -> None:
     ]
     assert (events[4]["strength"], events[4]["about"]) == (1.5, ["panda"])
     assert verify(rejected).problems == ()
-    assert "A first attempt with strength 1 missed UA of panda" in (rejected / "report.html").read_text()
+    page = (rejected / "report.html").read_text()
+    assert "A first attempt with strength 1 missed UA of panda" in page
+    assert "because too little was forgotten. That is for panda alone." in page
 
 
-def test_what_a_retry_changed_for_a_concept_holds_in_later_steps(tmp_path: Path) -> None:
-    """A closed form that moves next to nothing: the panda still shows after the first attempt."""
-    path = tmp_path / "run"
-    barely = (*DRAWN, "--set", "method.warm_start={remaining = 0.95}", "--set", "gate.forget=1.0")
-    expunge("run", path, "panda", *barely)
+def test_what_a_retry_changed_for_a_concept_holds_in_later_steps(mended: Path, tmp_path: Path) -> None:
+    path = shutil.copytree(mended, tmp_path / "run")
     expunge("request", path, "mosaic")
     expunge("resume", path)
     run = Run(path)
@@ -80,6 +90,8 @@ def test_what_a_retry_changed_for_a_concept_holds_in_later_steps(tmp_path: Path)
     left = [json.loads(folder.choices.read_text())["remaining"] for folder in folders]
     less = pytest.approx(0.95 / 1.5)
     assert left == [{"panda": 0.95}, {"panda": less}, {"mosaic": 0.95, "panda": less}]
+    card = (run.export(tmp_path / "out") / "README.md").read_text()
+    assert re.search(r"- Method: lacu, strength 1 \((1\.5|2\.25) for panda", card)
     assert verify(path).problems == ()
 
 
@@ -108,9 +120,13 @@ def test_the_gate_looks_at_every_concept_so_far(finished_run: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_retry_that_was_killed_ends_with_the_same_bits(rejected: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("whole", "settings", "code"), [("rejected", FAILING, 1), ("mended", BARELY, 0)])
+def test_a_retry_that_was_killed_ends_with_the_same_bits(
+    request: pytest.FixtureRequest, tmp_path: Path, whole: str, settings: tuple[str, ...], code: int
+) -> None:
+    undisturbed: Path = request.getfixturevalue(whole)
     run = tmp_path / "killed"
-    arguments = command("run", run, "panda", *FAILING)
+    arguments = command("run", run, "panda", *settings)
     for reached in (
         # The folder is put aside right after the attempt was recorded.
         lambda run: any((run / "steps" / name / "attempt.json").exists() for name in ("0001", "0001.replaced-1")),
@@ -119,10 +135,10 @@ def test_a_retry_that_was_killed_ends_with_the_same_bits(rejected: Path, tmp_pat
         kill_when(arguments, run, reached)
         arguments = command("resume", run)
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 1, done.stdout + done.stderr
+    assert done.returncode == code, done.stdout + done.stderr
     for folder in ("0001.replaced-1", "0001"):
         for name in ("weights.safetensors", "prompts.json", "choices.json", "judgements.parquet"):
-            paths = [path / "steps" / folder / name for path in (run, rejected)]
+            paths = [path / "steps" / folder / name for path in (run, undisturbed)]
             assert digest_file(paths[0]) == digest_file(paths[1]), (folder, name)
     assert verify(run).problems == ()
 
@@ -150,7 +166,7 @@ def test_the_card_of_an_export_holds_the_head_and_what_was_measured(finished_run
     card = (run.export(tmp_path / "clean") / "README.md").read_text()
     assert run.directory.head in card
     assert run.config.model.digest in card
-    assert "- Method: lacu, strength 1 in the last step" in card
+    assert "- Method: lacu, strength 1\n" in card
     assert "Requests served: 2" in card
     assert "request 0002: mosaic" in card
     metrics = run.records[-1].metrics

@@ -20,6 +20,7 @@ def model_card(
     record: StepRecord,
     accuracies: Mapping[str, Value | None],
     by_hand: Collection[str],
+    emphasis: Mapping[str, float],
     names: Names,
     head: str,
 ) -> str:
@@ -29,6 +30,7 @@ def model_card(
         record: the last step.
         accuracies: UA after it, of each concept.
         by_hand: ids of the requests whose step a person accepted, because the gate did not let it pass.
+        emphasis: {concept: what the strength is multiplied by for it since the gate asked for another attempt}.
         names: what may be said of whom.
         head: digest of the run's last event.
     """
@@ -43,7 +45,6 @@ def model_card(
         ("CRA minus the base model's", metrics.cra_difference),
         ("Collapsed pictures", metrics.collapsed),
     ]
-    strength = record.attempts[-1].strength if record.attempts else config.strength
     served = "\n".join(
         f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}"
         + (" (accepted by hand: the gate did not let it pass)" if r.id in by_hand else "")
@@ -57,7 +58,7 @@ Made with [Expunge](https://arxiv.org/abs/2512.02657): the weights of the base m
 what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without Expunge.
 
 - Base model: {names.text(model.name)}, {model.digest}
-- Method: {config.method_name}{"" if strength is None else f", strength {strength:g} in the last step"}
+- Method: {config.method_name}{_strength(config.strength, emphasis, names)}
 - Trained weights: {config.train.parameters}
 - Head of the run's events: {head}
 
@@ -90,6 +91,13 @@ head above:
 _UNNAMED = """
 A person is called by the number of the request, and nothing here says who it is.
 """
+
+
+def _strength(own: float | None, emphasis: Mapping[str, float], names: Names) -> str:
+    if own is None:
+        return ""
+    others = [f"{own * times:.3g} for {_plain(names.label(concept))}" for concept, times in emphasis.items()]
+    return f", strength {own:g}" + (f" ({', '.join(others)}, after what the gate said)" if others else "")
 
 
 def _said(concept: Concept, names: Names) -> str:
