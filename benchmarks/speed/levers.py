@@ -2,16 +2,17 @@
 
     python benchmarks/speed/levers.py
 
-serves the first request of iconworld-dev-a with the default preset, from choosing prompts to the saved weights, once
-for every lever and round, in an order that turns with every round. A lever's ratio is taken within a round and a session (a
-call of this script): seconds of the request with the lever changed / as the preset is. Run it alone: it takes times (20
-minutes on two CPU cores). It writes benchmarks/speed/results/levers.json after every request, and the same call, or one for
-further levers, goes on from there.
+serves the first request of iconworld-dev-a (or `--request K`, on what the preset left of those before it) with the default
+preset, from choosing prompts to the saved weights, once for every lever and round, in an order that turns with every round. A
+lever's ratio is taken within a round and a session (a call of this script): seconds of the request with the lever changed / as
+the preset is. Run it alone: it takes times (20 minutes on two CPU cores). It writes benchmarks/speed/results/levers.json after
+every request, and the same call, or one for further levers, goes on from there.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -34,8 +35,9 @@ from expunge.constraints.l2 import L2
 from expunge.files import read_json, write_json
 from expunge.locality import Compared, Draws
 from expunge.methods import painted
+from expunge.methods.base import StepContext
 from expunge.reference import SeparatePasses
-from expunge.stream import preset
+from expunge.stream import preset, training
 
 PROTOCOL = "iconworld-dev-a"
 PRESET = "anchored-iconworld"
@@ -96,6 +98,11 @@ def by_autograd() -> AbstractContextManager[Any]:
     return patch.object(L2, "regularize", regularize)
 
 
+def without_memory() -> AbstractContextManager[Any]:
+    """What M(0) painted in earlier steps painted anew, as far as it is used."""
+    return patch.object(training, "StepContext", lambda **given: StepContext(**{**given, "memory": None}))
+
+
 def as_stored() -> AbstractContextManager[Any]:
     """The denoiser in the memory layout that it is stored in."""
     return patch.object(engine, "quick_layout", lambda *_: torch.contiguous_format)
@@ -121,6 +128,7 @@ LEVERS = {
     "mapping chosen among ten": Lever({"method": AMONG_TEN}),
     "mapping chosen among ten, as published": Lever({"method": {**AMONG_TEN, "scoring": "all"}}, one_at_a_time),
     "targets of trajectories evaluated once more": Lever(piece=asked_anew),
+    "what M(0) painted painted anew": Lever(piece=without_memory),
     "L2 by autograd": Lever(piece=by_autograd),
     "batches of 8 in choosing and replay": Lever({"replay": {"batch_size": 8}}),
     "batches of 16 in choosing and replay": Lever({"replay": {"batch_size": 16}}),
@@ -139,12 +147,32 @@ LEVERS = {
 }
 
 
-def timed(lever: Lever) -> dict[str, Any]:
-    request = iconworld.protocol(PROTOCOL).requests[0]
+def begun_run(folder: Path, lever: Lever, request: int) -> Run:
+    requests = iconworld.protocol(PROTOCOL).requests[:request]
     changes = {**lever.changes, "evaluate": {"protocol": PROTOCOL}, "gate": OPEN_GATE}
+    return Run.create(folder, requests=requests, preset_name=PRESET, changes=changes)
+
+
+def trained_before(folder: Path, request: int) -> Run:
+    """A run with the preset, as it is when `request` begins."""
+    run, previous = begun_run(folder, LEVERS[UNCHANGED], request), None
+    for earlier in run.requests[:-1]:
+        run.train(earlier, previous)
+        previous = run.directory.step(earlier.step).weights
+    return run
+
+
+def timed(lever: Lever, before: Run) -> dict[str, Any]:
+    """What the last request of `before` costs with `lever`, on what the others left."""
     with tempfile.TemporaryDirectory() as folder, lever.piece():
-        run = Run.create(Path(folder) / "run", requests=[request], preset_name=PRESET, changes=changes)
-        cost = run.train(run.requests[0], None)
+        run = begun_run(Path(folder) / "run", lever, len(before.requests))
+        for there, here in (
+            (before.directory.memory, run.directory.memory),
+            (before.directory.path / "steps", run.directory.path / "steps"),
+        ):
+            shutil.copytree(there, here, dirs_exist_ok=True)
+        last = run.requests[-1]
+        cost = run.train(last, run.directory.step(last.step - 1).weights if last.step > 1 else None)
     return {
         "seconds": cost.seconds.model_dump(),
         "evaluations": cost.evaluations.model_dump(),
@@ -155,6 +183,7 @@ def timed(lever: Lever) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--request", type=int, default=1, help="which request of the protocol is served")
     parser.add_argument("--only", action="append", choices=list(LEVERS), help="beside the preset itself (repeatable)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levers.json")
     parser.add_argument("--force", action="store_true", help="beside other work too")
@@ -165,26 +194,30 @@ def main() -> None:
         "schema": 1,
         "machine": Machine.here().model_dump(),
         "preset": PRESET,
+        "request": arguments.request,
         "settings": settings_of(preset(PRESET)),
         "rows": [],
     }
     results = read_json(arguments.out) if arguments.out.exists() else begun
     if {**results, "rows": []} != begun:
         parser.error(
-            f"{arguments.out} is of another machine, preset or settings, or does not say of which. Give another file (--out)."
+            f"{arguments.out} is of another machine, preset, request or settings, or does not say of which. Give another file "
+            "(--out)."
         )
     rows: list[dict[str, Any]] = results["rows"]
     beside = [(row["round"], row["session"]) for row in rows if row["lever"] == UNCHANGED]
     done = {(row["round"], row["lever"]) for row in rows if (row["round"], row["session"]) in beside}
-    timed(LEVERS[UNCHANGED])  # kernels are compiled for every size that they meet first
-    for number in range(arguments.rounds):
-        first = number * len(names) // arguments.rounds
-        left = {name for name in names if (number, name) not in done}
-        for name in names[first:] + names[:first]:
-            if name in left or (left and name == UNCHANGED):  # which each session times anew beside what it adds
-                rows.append({"round": number, "lever": name, "session": session, **timed(LEVERS[name])})
-                write_json(arguments.out, results)
-                print(number, name, {k: round(v, 2) for k, v in rows[-1]["seconds"].items()}, flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        before = trained_before(Path(folder) / "before", arguments.request)
+        timed(LEVERS[UNCHANGED], before)  # kernels are compiled for every size that they meet first
+        for number in range(arguments.rounds):
+            first = number * len(names) // arguments.rounds
+            left = {name for name in names if (number, name) not in done}
+            for name in names[first:] + names[:first]:
+                if name in left or (left and name == UNCHANGED):  # which each session times anew beside what it adds
+                    rows.append({"round": number, "lever": name, "session": session, **timed(LEVERS[name], before)})
+                    write_json(arguments.out, results)
+                    print(number, name, {k: round(v, 2) for k, v in rows[-1]["seconds"].items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def test_a_lever_is_timed_beside_the_unchanged_request_of_its_own_session(
     levers, out, served = script("levers"), tmp_path / "levers.json", list[Any]()
     call = caller(levers, out, monkeypatch)
 
-    def timed(lever: Any) -> dict[str, Any]:
+    def timed(lever: Any, _: Any) -> dict[str, Any]:
         if len(served) == 4:
             raise KeyboardInterrupt
         served.append(lever)
@@ -55,7 +55,7 @@ def test_a_lever_is_timed_beside_the_unchanged_request_of_its_own_session(
     monkeypatch.setattr(levers, "timed", timed)
     with pytest.raises(KeyboardInterrupt):  # in the second round, before its unchanged request
         call("--rounds", "2", "--only", "fp32", load=0.1)
-    monkeypatch.setattr(levers, "timed", lambda _: {"seconds": {"total": 1.0}})
+    monkeypatch.setattr(levers, "timed", lambda *_: {"seconds": {"total": 1.0}})
     call("--rounds", "2", "--only", "fp32", load=0.2)
     call("--rounds", "2", "--only", "fp32", load=0.3)  # there is nothing left
     call("--rounds", "2", "--only", "fp32", "--only", "10 solver steps", "--force", load=0.9)
@@ -78,7 +78,7 @@ def test_levers_of_other_settings_are_not_mixed(
 ) -> None:
     levers, out = script("levers"), tmp_path / "levers.json"
     call = caller(levers, out, monkeypatch)
-    monkeypatch.setattr(levers, "timed", lambda _: {"seconds": {"total": 1.0}})
+    monkeypatch.setattr(levers, "timed", lambda *_: {"seconds": {"total": 1.0}})
     call("--rounds", "1", "--only", "fp32", load=0.1)
     stored = files.read_json(out)
     if damage == "settings":
