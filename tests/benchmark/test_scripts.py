@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from expunge import backbones, files
+from expunge.backbones import Backbone
 from expunge.benchmark.experiment import OPEN_GATE, Experiment, Made
 from expunge.benchmark.machine import Machine
 from expunge.benchmark.speed import Settings, SpeedResults, settings_of
@@ -70,6 +73,30 @@ def test_a_lever_is_timed_beside_the_unchanged_request_of_its_own_session(
     ]  # fmt: skip
     assert [row["session"]["forced"] for row in stored["rows"]] == [False] * 5 + [True] * 4
     assert stored["settings"]["train"]["steps"] == 20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no compiler for torch.compile")
+def test_compiled_blocks_predict_and_learn_as_eager_ones(script: Callable[[str], Any], sd_folder: Path) -> None:
+    levers, generator = script("levers"), torch.Generator().manual_seed(0)
+    latents, t = torch.randn(2, 4, 8, 8, generator=generator), torch.tensor([900, 100])
+
+    def outcome(backbone: Backbone) -> dict[str, torch.Tensor]:
+        denoiser = backbone.denoiser.requires_grad_(True)
+        predicted = backbone.predict(denoiser, latents, t, backbone.encode(["a red fox", "a kite"]))
+        predicted.square().mean().backward()
+        return {"prediction": predicted.detach(), **{n: p.grad for n, p in denoiser.named_parameters()}}
+
+    eager, backbone = outcome(backbones.load(sd_folder)), backbones.load(sd_folder)
+    with levers.compiled("BasicTransformerBlock"):
+        backbone.copy_denoiser(torch.float32)
+    compiled = outcome(backbone)
+    blocks = [m for m in backbone.denoiser.modules() if type(m).__name__ == "BasicTransformerBlock"]
+    assert blocks
+    assert all(block._compiled_call_impl for block in blocks)
+    for name, value in eager.items():
+        assert (compiled[name] - value).abs().max() <= 1e-4 * value.abs().max(), name
+    assert any(not torch.equal(compiled[name], value) for name, value in eager.items())  # other kernels
 
 
 @pytest.mark.parametrize("damage", ["settings", "nothing recorded"])
