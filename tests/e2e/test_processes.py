@@ -15,7 +15,7 @@ import torch
 from expunge import Run
 from expunge.files import load_tensors, read_json, read_lines
 from expunge.stream import verify
-from runs import FAST, count_lines, expunge
+from runs import DRAWN, FAST, count_lines, expunge
 
 pytestmark = [
     pytest.mark.slow,
@@ -65,6 +65,24 @@ def test_two_processes_do_what_one_does_with_their_batches_joined(
     counted = [[record.evaluations for record in Run(run).records] for run in (joined, together)]
     assert counted[0] == counted[1]
     assert not verify(together).problems
+
+
+def test_two_processes_train_a_retry_in_half_precision_as_one_does(tmp_path: Path) -> None:
+    """In bf16 each of them borrows what it does not train from its own teacher."""
+    settings = (*DRAWN, "--set", "train.precision=bf16", "--set", "gate.forget=1.0")
+    settings += ("--set", "method.warm_start={remaining = 0.95}")  # next to nothing is forgotten in the first attempt
+    together, joined, alone = (tmp_path / name for name in ("together", "joined", "alone"))
+    done = subprocess.run(launch("run", together, "panda", *settings), capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    expunge("run", joined, "panda", *settings, "--set", "train.batch_size=4")
+    expunge("run", alone, "panda", *settings)
+    for run in (together, joined, alone):
+        (record,) = Run(run).records
+        assert [attempt.strength for attempt in record.attempts] == [1.0, 1.5]
+        assert not verify(run).problems
+    for folder in ("0001.replaced-1", "0001"):
+        by_two, by_one, by_half = (weights(run, folder) for run in (together, joined, alone))
+        assert distance(by_two, by_one) < 0.25 * distance(by_half, by_one)  # rounding, and not other rows
 
 
 def test_a_process_that_is_killed_ends_the_launch_and_the_run_goes_on(together: Path, tmp_path: Path) -> None:
