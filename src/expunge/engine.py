@@ -150,6 +150,16 @@ def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluat
     return PREDICTORS[config.engine](backbone, copied, evaluations)
 
 
+def borrowing(
+    backbone: Backbone, teacher: Predictor, base: Mapping[str, Tensor], config: TrainConfig
+) -> AbstractContextManager[None]:
+    """In half precision the student has from the teacher what is not trained. In fp32 the two share it already, and the
+    published loop shares nothing."""
+    if config.engine == "reference" or settled(config.precision) == "fp32":
+        return nullcontext()
+    return backbone.borrowing(teacher.denoiser, backbone.parameters_of(config.parameters), base)
+
+
 def train(
     backbone: Backbone,
     teacher: Predictor,
@@ -191,10 +201,11 @@ def train(
     )
     # The published loop encodes prompts all the time.
     waiting = nullcontext() if config.engine == "reference" else backbone.denoiser_alone()
-    alike = config.engine == "reference" or precision == "fp32"  # then the two share what they can, or nothing
-    changing = backbone.parameters_of(config.parameters)
-    borrowing = nullcontext() if alike else backbone.borrowing(teacher.denoiser, changing, base)
-    with waiting, borrowing, trainable(backbone, config.parameters, config.lora, seed) as trained:
+    with (
+        waiting,
+        borrowing(backbone, teacher, base, config),
+        trainable(backbone, config.parameters, config.lora, seed) as trained,
+    ):
         parameters = trained.parameters
         optimizer = torch.optim.AdamW(
             parameters.values(), config.learning_rate, config.betas, config.epsilon, config.weight_decay
@@ -216,7 +227,8 @@ def train(
         if held_out and not checks:
             checks.append(held_out.check(student, 0))
         if done == 0:
-            method.start(own, base if method.teacher == "base" else own, state)
+            changing = {n: w for n, w in own.items() if n in trained.weights}
+            method.start(changing, base if method.teacher == "base" else own, state)
             # Processes may round a solution differently, and must train one model.
             with torch.no_grad():
                 broadcast([*parameters.values()])

@@ -78,8 +78,15 @@ def _allocating(sentence: Callable[[], str], kind: type[ExpungeError] = OutOfMem
     except (MemoryError, RuntimeError) as error:
         if not _ran_out(error):
             raise
-        traceback.clear_frames(error.__traceback__)  # they hold tensors
+        _forget_frames(error)
         raise kind(sentence()) from error
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Of the error and of those that it came upon: frames hold tensors."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__context__
 
 
 def _halves(rows: int) -> Iterator[int]:

@@ -15,12 +15,13 @@ import pytest
 
 from expunge import Run, backbones, files, iconworld
 from expunge.benchmark import Experiment, machine, speed
+from expunge.benchmark.experiment import OPEN_GATE
 from expunge.benchmark.machine import Beside, Machine
 from expunge.benchmark.speed import Plan, Settings, SpeedResults, measure
 from expunge.errors import ExpungeError
 from expunge.reference import METHOD_SETTINGS, EngineName
 from expunge.stream import preset
-from runs import FAST, PROTOCOL, expunge
+from runs import FAST, PROTOCOL, STAND_IN, expunge
 from timings import timed
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -111,6 +112,22 @@ def test_bytes_are_those_of_the_tensors(measured: Callable[[int], SpeedResults])
         assert 0 < row.artifact < 2.1 * trained
     assert reference.held["prompts and replay"] == 0 < fast.held["prompts and replay"]
     assert reference.held["encoders"] == fast.held["encoders"]
+
+
+def test_bytes_of_adapters_are_counted_apart(tmp_path: Path) -> None:
+    train = {**SMALL["train"], "parameters": "lora"}
+    changes = {
+        **SMALL,
+        "train": train,
+        "model": {"source": str(STAND_IN)},
+        "evaluate": {"protocol": str(PROTOCOL)},
+        "gate": OPEN_GATE,
+    }
+    run = Run.create(tmp_path / "run", requests=["panda"], preset_name="lacu-iconworld", changes=changes)
+    held = run.train(run.requests[0], None).held
+    values = sum(prod(shape) for shape in backbones.denoiser_shapes(STAND_IN).values())
+    assert held["student"] == pytest.approx(4 * values, rel=1e-2)
+    assert 0 < held["adapters"] == held["gradients"]
 
 
 def test_the_same_call_goes_on_after_the_last_pair(

@@ -68,7 +68,6 @@ def test_two_processes_do_what_one_does_with_their_batches_joined(
 
 
 def test_two_processes_train_a_retry_in_half_precision_as_one_does(tmp_path: Path) -> None:
-    """In bf16 each of them borrows what it does not train from its own teacher."""
     settings = (*DRAWN, "--set", "train.precision=bf16", "--set", "gate.forget=1.0")
     settings += ("--set", "method.warm_start={remaining = 0.95}")  # next to nothing is forgotten in the first attempt
     together, joined, alone = (tmp_path / name for name in ("together", "joined", "alone"))

@@ -29,17 +29,15 @@ def test_a_person_is_called_by_the_request(tmp_path: Path) -> None:
         ModelSummary(source="models/zelda-quixote-free", name="zelda-quixote-free", digest="sha256:0"),
         "about Zelda Quixote",
         run.requests,
-        run.records[-1],
+        run.records,
         {"fox": Value(value=1.0, low=0.72, high=1.0, n=10), PERSON.name: None},
         {"0001"},
-        {"fox": 1.5, PERSON.name: 1 / 1.5},
         Names(run.requests),
         "sha256:1",
     )
     assert "zelda" not in card.casefold()
     assert "quixot" not in card.casefold()
     assert "- request 0001: fox (accepted by hand: the gate did not let it pass)\n- request 0002: a person\n" in card
-    assert "- Method: lacu, strength 1 (1.5 for fox, 0.667 for request 0002, after what the gate said)\n" in card
     assert "nothing here says who it is" in card
     assert "| UA of fox | 1.000 | 0.720 | 1.000 | 10 |" in card
     assert "| UA of request 0002 | not measured | | | |" in card

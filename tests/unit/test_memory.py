@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,13 +78,18 @@ def test_memory_that_runs_out_is_said_with_the_batch_that_fits(allocate: Any, ro
     assert raised.value.exit_code == 3
 
 
-def test_what_could_be_tried_has_the_memory_that_the_failed_work_held() -> None:
+@pytest.mark.parametrize("tidying", [lambda: None, _on_a_gpu])
+def test_what_could_be_tried_has_the_memory_that_the_failed_work_held(tidying: Callable[[], None]) -> None:
+    """Also where memory runs out once more in what the work does at its end."""
     held: list[weakref.ref[Any]] = []
 
     def hold() -> None:
         block = torch.zeros(10)
         held.append(weakref.ref(block))
-        _on_the_cpu()
+        try:
+            _on_the_cpu()
+        finally:
+            tidying()
         del block
 
     with pytest.raises(OutOfMemory, match="1 fit"), at_once(2, "training", lambda n: _absent(held)):

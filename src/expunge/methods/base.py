@@ -170,11 +170,12 @@ class GradientMethod(ABC, Generic[StateT, BatchT]):
         """Choose prompts, encode them, replay latents."""
 
     def start(self, student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], state: StateT) -> None:
-        """Move the student's weights in place, from M(k-1) to where training shall begin. A function of its arguments alone,
-        called before the first optimizer step, and again where training begins again because nothing of it was kept.
+        """Move the student's trained weights in place, from M(k-1) to where training shall begin. A function of its arguments
+        alone, called before the first optimizer step, and again where training begins again because nothing of it was kept.
 
         Args:
-            student, teacher: {name: weight of the denoiser}.
+            student: {name: weight of the denoiser}, of those that are trained.
+            teacher: the same of all.
         """
 
     @abstractmethod

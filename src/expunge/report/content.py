@@ -14,7 +14,7 @@ from expunge.report.matrix import MatrixRow, matrix, ua_after
 from expunge.report.measures import MAIN, METRICS, MORE, TILES, MetricRow, Tile, Unmeasured, metric_rows, tiles
 from expunge.report.pictures import Album, Strip, column, columns, names_a_person, neighbour
 from expunge.stream import Check, Run, StepRecord, Summary
-from expunge.stream.gate import CHECKS, concerned
+from expunge.stream.gate import CHECKS
 from expunge.stream.history import Decision
 
 _LOSS_CHARTS = 12
@@ -252,9 +252,7 @@ class _Gathering:
         first = record.attempts[0]
         missed = [self._check(c) for c in first.gate if not c.passed]
         failed = wording.listed([f"{row.name} ({row.value}, {row.limit})" for row in missed])
-        whom = wording.listed([self.names.label(c) for c in sorted(concerned(first.gate, record.concepts))])
-        tried = f"A first attempt with strength {first.strength:g} missed {failed}; it was {first.then}."
-        return f"{tried} That is for {whom} alone."
+        return f"A first attempt with strength {first.strength:g} missed {failed}; it was {first.then}."
 
     def _check(self, check: Check) -> CheckRow:
         of = f" of {self.names.label(check.concept)}" if check.concept else ""

@@ -17,24 +17,22 @@ def model_card(
     model: ModelSummary,
     protocol: str,
     requests: Sequence[Request],
-    record: StepRecord,
+    records: Sequence[StepRecord],
     accuracies: Mapping[str, Value | None],
     by_hand: Collection[str],
-    emphasis: Mapping[str, float],
     names: Names,
     head: str,
 ) -> str:
     """
     Args:
         requests: those that led to the model, in order.
-        record: the last step.
-        accuracies: UA after it, of each concept.
+        records: their steps, in the same order.
+        accuracies: UA after the last one, of each concept.
         by_hand: ids of the requests whose step a person accepted, because the gate did not let it pass.
-        emphasis: {concept: what the strength is multiplied by for it since the gate asked for another attempt}.
         names: what may be said of whom.
         head: digest of the run's last event.
     """
-    metrics = record.metrics
+    metrics = records[-1].metrics
     rows = [
         ("Unlearning accuracy (UA), all concepts", metrics.ua),
         *((f"UA of {_plain(names.label(concept))}", value) for concept, value in accuracies.items()),
@@ -46,9 +44,9 @@ def model_card(
         ("Collapsed pictures", metrics.collapsed),
     ]
     served = "\n".join(
-        f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}"
+        f"- request {r.id}: {', '.join(_said(c, names) for c in r.concepts)}{_tried(record)}"
         + (" (accepted by hand: the gate did not let it pass)" if r.id in by_hand else "")
-        for r in requests
+        for r, record in zip(requests, records, strict=True)
     )
     unnamed = any(names.private(c.name) for r in requests for c in r.concepts)
     table = "\n".join(f"| {name} | {_cells(value)} |" for name, value in rows)
@@ -58,7 +56,7 @@ Made with [Expunge](https://arxiv.org/abs/2512.02657): the weights of the base m
 what was asked to go. It loads with `DiffusionPipeline.from_pretrained`, without Expunge.
 
 - Base model: {names.text(model.name)}, {model.digest}
-- Method: {config.method_name}{_strength(config.strength, emphasis, names)}
+- Method: {config.method_name}{"" if config.strength is None else f", strength {config.strength:g}"}
 - Trained weights: {config.train.parameters}
 - Head of the run's events: {head}
 
@@ -93,11 +91,8 @@ A person is called by the number of the request, and nothing here says who it is
 """
 
 
-def _strength(own: float | None, emphasis: Mapping[str, float], names: Names) -> str:
-    if own is None:
-        return ""
-    others = [f"{own * times:.3g} for {_plain(names.label(concept))}" for concept, times in emphasis.items()]
-    return f", strength {own:g}" + (f" ({', '.join(others)}, after what the gate said)" if others else "")
+def _tried(record: StepRecord) -> str:
+    return f", in a second attempt with strength {record.attempts[-1].strength:g}" if len(record.attempts) > 1 else ""
 
 
 def _said(concept: Concept, names: Names) -> str:

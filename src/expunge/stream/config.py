@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationError, ValidationInfo, field_validator, model_validator
 
 from expunge import iconworld, reference, seeds
 from expunge.constraints import CONSTRAINTS, Constraint
@@ -212,6 +212,14 @@ class RunConfig(TomlConfig):
 
     def with_strength(self, strength: float) -> Self:
         return self.model_copy(update={"method": {**self.method, "strength": strength}})
+
+    def takes(self, strength: float) -> bool:
+        """Whether the method's own settings allow it."""
+        try:
+            self.with_strength(strength).build_method()
+        except ValidationError:
+            return False
+        return True
 
     def at_most(self, rows: int) -> Self:
         """The same with no more than `rows` rows at once, where a batch of `train` or `replay` is larger."""

@@ -18,7 +18,7 @@ def emphasis(
     Args:
         before: the retries of the steps that led to the current model.
         now: the retry at work; None in a first attempt.
-        concepts: all that are forgotten, or are to be in this step.
+        concepts: all that were ever requested.
         own: the method's strength in a first attempt.
         factor: by which a retry changes it (`gate.retry_factor`).
     """

@@ -105,8 +105,8 @@ def next_attempt(
 
 
 def concerned(found: Sequence[Check], asked: Sequence[str]) -> frozenset[str]:
-    """Whose strength another attempt changes: that of concepts that show too often; or where too much was lost, that of
-    `asked`, the concepts of the step, since the model before it was let pass.
+    """Because of whom another attempt is made: concepts that show too often; or where too much was lost, `asked`, the
+    concepts of the step, since the model before it was let pass.
 
     Args:
         found: the checks of the attempt that was not let pass.

@@ -75,7 +75,7 @@ class History:
                 self.at_work = event["step"]
             case "retried":
                 self.at_work = None
-                self.retry = Retry(event["step"], event["strength"], tuple(event.get("about", ())))
+                self.retry = Retry(event["step"], event["strength"], tuple(event["about"]))
             case "accepted" | "rejected" as status:
                 if "by" not in event:
                     self.retries.pop(event["step"], None)

@@ -30,7 +30,7 @@ from expunge.stream.config import DEFAULT_PRESET, RunConfig, preset
 from expunge.stream.directory import RunDirectory, now
 from expunge.stream.emphasis import emphasis
 from expunge.stream.export import check_replaceable, mark
-from expunge.stream.history import History, Retry
+from expunge.stream.history import History
 from expunge.stream.intact import (
     check_events,
     check_measured,
@@ -277,20 +277,15 @@ class Run:
     def _set_up(self, shop: Workshop) -> tuple[Workshop, dict[int, tuple[Concept, ...]]]:
         """The workshop for the attempt that is at work, and what was forgotten before it."""
         history, config = self.history, shop.config
-        shop = replace(shop, emphasis=self._emphasis(history.accepted, history.retry))
+        if config.strength is not None:
+            before = [history.retries[i] for i in history.accepted if i in history.retries]
+            names = [c.name for r in self.requests for c in r.concepts]
+            held = emphasis(before, history.retry, names, config.strength, config.gate.retry_factor)
+            shop = replace(shop, emphasis=held)
         if history.retry:
             shop = replace(shop, config=config.with_strength(history.retry.strength), retrying=True)
         concepts = {r.step: r.concepts for r in self.requests}
         return shop, {i: concepts[i] for i in history.accepted}
-
-    def _emphasis(self, accepted: Sequence[int], retry: Retry | None = None) -> dict[str, float]:
-        """{concept: what the strength is multiplied by for it} after the steps `accepted`, in `retry`; 1 for others."""
-        strength, retries = self.config.strength, self.history.retries
-        if strength is None:
-            return {}
-        before = [retries[i] for i in accepted if i in retries]
-        names = [c.name for r in self.requests for c in r.concepts]
-        return emphasis(before, retry, names, strength, self.config.gate.retry_factor)
 
     def resume(self, progress: ProgressCallback = lambda _: None, batch: int | None = None) -> list[StepRecord]:
         """Serve all open requests (see `serve`); the steps that were finished by this call."""
@@ -465,10 +460,9 @@ class Run:
             self.summary().model,
             self.protocol.name,
             served,
-            accepted[-1],
+            accepted,
             {c.name: metrics.unlearning_accuracy(judged, c.name) for r in served for c in r.concepts},
             {r.request for r in accepted if not gate.passed(self.config.gate, r.gate)},
-            self._emphasis([record.index for record in accepted]),
             names,
             self.directory.head,
         )

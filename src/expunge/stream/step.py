@@ -109,6 +109,8 @@ def _decided(
     taken = gate.passed(shop.config.gate, checks)
     if not taken:
         stronger, why = gate.next_attempt(shop.config.gate, checks, strength, len(attempts) + 1)
+        if stronger is not None and not shop.config.takes(stronger):
+            stronger, why = None, f"the method takes no strength of {stronger:g}"
         then = why if stronger is None else f"trained anew with strength {stronger:g}, because {why}"
     record = StepRecord(
         index=step.index,

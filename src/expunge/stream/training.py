@@ -14,7 +14,7 @@ from torch import Tensor
 from expunge.backbones import Evaluations, Predictor
 from expunge.checkpoint import forget_checkpoint
 from expunge.concepts import Concept, Request
-from expunge.engine import Kept, StepLog, frozen_teacher, train
+from expunge.engine import Kept, StepLog, borrowing, frozen_teacher, train
 from expunge.errors import ExpungeError
 from expunge.files import check_room, json_text, load_tensors, read_json, read_lines, save_tensors, write_json
 from expunge.hardware import autocast
@@ -89,9 +89,9 @@ def train_step(
     components = shop.backbone.pipeline.components
     held = held_bytes(
         {
+            "adapters": kept.parameters if shop.config.train.parameters == "lora" else {},
             "student": kept.student,
             "teacher": lesson.context.teacher.denoiser,
-            "adapters": kept.parameters,
             "moments": kept.moments,
             "base model as stored": shop.stored,
             "anchors": kept.anchors,
@@ -200,8 +200,8 @@ def _pass(lesson: _Lesson, rows: int) -> None:
     try:
         for weight in weights:
             weight.requires_grad_(True)
-        with autocast(backbone.device, train.precision):
-            teacher = lesson.context.teacher
+        teacher = lesson.context.teacher
+        with borrowing(backbone, teacher, lesson.shop.stored, train), autocast(backbone.device, train.precision):
             student = replace(teacher, denoiser=backbone.denoiser)
             state, _ = method.prepare(replace(lesson.context, batch_size=rows))
             losses = method.losses(method.batch(state, Position(0), student), student, teacher, state)
