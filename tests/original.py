@@ -92,7 +92,8 @@ def kohya(lora: Mapping[str, Tensor], alpha: float, path: Path) -> Path:
     for name, value in lora.items():
         component, rest = name.split(".", 1)
         module, factor = re.fullmatch(r"(.*)\.lora_([AB])\.weight", rest).groups()  # type: ignore[union-attr]
-        prefix = f"lora_{'unet' if component == 'unet' else 'te'}_{module.replace('.', '_')}"
+        # Its files name a text encoder's modules as every version of Transformers before 5 did.
+        prefix = f"lora_{'unet' if component == 'unet' else 'te_text_model'}_{module.replace('.', '_')}"
         tensors[f"{prefix}.lora_{'down' if factor == 'A' else 'up'}.weight"] = value.contiguous()
         tensors[f"{prefix}.alpha"] = value.new_tensor(alpha)
     save_file(tensors, path)

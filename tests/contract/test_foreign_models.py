@@ -34,14 +34,17 @@ def changed(one: Backbone, other: Backbone) -> list[str]:
 
 
 def adapt(
-    denoiser: nn.Module, alpha: int, wrap: Callable[[nn.Module, LoraConfig], Any]
+    module: nn.Module,
+    alpha: int,
+    wrap: Callable[[nn.Module, LoraConfig], Any],
+    ends: tuple[str, ...] = ("attn2.to_v", "attn.add_v_proj"),
 ) -> tuple[Any, dict[str, Tensor]]:
-    """Put an adapter of rank 2 on the cross-attention; what `wrap` returns, and the weights that it should lead to."""
-    names = [n for n, _ in denoiser.named_modules() if n.endswith(("attn2.to_v", "attn.add_v_proj"))]
-    before = {n: v.clone() for n, v in denoiser.state_dict().items()}
-    adapted = wrap(denoiser, LoraConfig(r=2, lora_alpha=alpha, target_modules=names))
+    """Put an adapter of rank 2 on layers whose names end so; what `wrap` returns, and the weights that it should lead to."""
+    names = [n for n, _ in module.named_modules() if n.endswith(ends)]
+    before = {n: v.clone() for n, v in module.state_dict().items()}
+    adapted = wrap(module, LoraConfig(r=2, lora_alpha=alpha, target_modules=names))
     generator = torch.Generator().manual_seed(0)
-    factors = {n: p for n, p in denoiser.named_parameters() if ".lora_" in n}
+    factors = {n: p for n, p in module.named_parameters() if ".lora_" in n}
     for parameter in factors.values():
         parameter.data.normal_(0, 0.5, generator=generator)
     for name in names:
@@ -112,6 +115,28 @@ def test_the_scale_of_an_adapter_counts_in_each_format(sd_folder: Path, tmp_path
     wrapped.save_pretrained(tmp_path / "peft")
     for model in (diffusers, kohya, tmp_path / "peft", tmp_path / "peft" / "adapter_model.safetensors"):
         assert agree(opened(model, sd_folder), expected), model.name
+
+
+def test_an_adapter_of_the_text_encoder_is_fused_too(sd_folder: Path, tmp_path: Path) -> None:
+    base = backbones.load(sd_folder)
+    layers = {}
+    for component, ends in (
+        ("unet", ("attn2.to_v",)),
+        ("text_encoder", ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
+    ):
+        module = base.pipeline.components[component]
+        _, expected = adapt(module, 6, lambda model, config: model.add_adapter(config), ends)
+        layers[component] = get_peft_model_state_dict(module)
+    type(base.pipeline).save_lora_weights(
+        tmp_path, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"]
+    )
+    diffusers = tmp_path / "pytorch_lora_weights.safetensors"
+    kohya = original.kohya(load_file(diffusers), 6.0, tmp_path / "kohya.safetensors")
+    for model in (diffusers, kohya):
+        found = opened(model, sd_folder)
+        assert set(changed(found, backbones.load(sd_folder))) == {"unet", "text_encoder"}
+    weights = found.pipeline.text_encoder.state_dict()
+    assert all(torch.allclose(weights[n], v, atol=1e-6) for n, v in expected.items())
 
 
 def test_another_adapter_in_the_folder_of_one_is_refused(sd_folder: Path, tmp_path: Path) -> None:

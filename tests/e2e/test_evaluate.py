@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -145,6 +146,23 @@ def test_one_file_in_the_original_layout_is_read_like_the_folder(out: Path, pipe
     summary = Audit(out).summary()
     assert (summary.model.kind, summary.model.changed) == ("single file", [])
     pd.testing.assert_frame_equal(table(out), before)
+
+
+def test_a_folder_in_which_more_than_the_denoiser_was_trained_is_judged_whole(
+    out: Path, pipeline: Any, tmp_path: Path
+) -> None:
+    """As a tool leaves it that trains the text encoder and the autoencoder."""
+    trained = copy.deepcopy(pipeline)
+    for part in (trained.text_encoder, trained.vae):
+        for parameter in part.parameters():
+            parameter.data.mul_(1.5)
+    trained.save_pretrained(tmp_path / "trained")
+    expunge("evaluate", tmp_path / "trained", *BASE, "--out", out)
+    summary = Audit(out).summary()
+    assert (summary.model.kind, sorted(summary.model.changed)) == ("pipeline", ["text_encoder", "vae"])
+    assert (table(out)["image"] != table(out, "base")["image"]).all()
+    assert summary.metrics.weight_drift is not None
+    assert summary.metrics.weight_drift.value == 0.0  # of the denoiser
 
 
 def test_an_adapter_is_fused_whoever_wrote_it(out: Path, adapter: Path, tmp_path: Path) -> None:
