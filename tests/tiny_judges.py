@@ -25,12 +25,15 @@ import tiny
 
 WIDTH = 64
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
 TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{% for c in m['content'] %}"
+    "{% if messages[0]['role'] != 'system' %}" + SYSTEM + "{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for c in m['content'] %}"
     "{% if c['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c['text'] }}{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""The chat protocol of Qwen2.5-VL, without its system message."""
+"""The chat protocol of Qwen2.5-VL: a system message of its own where there is none, then turns of text and pictures."""
 
 
 def clip() -> tuple[CLIPModel, CLIPImageProcessorPil, Any]:
@@ -109,7 +112,7 @@ def teach_vision_language(
     for picture, question, reply in lessons:
         seen = processor(images=[picture], return_tensors="pt")
         prompt = tokenizer.encode(
-            "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>" + question
+            SYSTEM + "<|im_start|>user\n<|vision_start|>" + "<|image_pad|>" * 4 + "<|vision_end|>" + question
             + "<|im_end|>\n<|im_start|>assistant\n"
         )  # fmt: skip
         answer = [*tokenizer.encode(reply), model.generation_config.eos_token_id]

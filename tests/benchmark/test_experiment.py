@@ -26,7 +26,7 @@ from expunge.benchmark import (
 from expunge.benchmark.experiment import joined, order, outdated
 from expunge.benchmark.figures import after_the_last_step, over_the_sequence
 from expunge.benchmark.machine import Machine
-from expunge.benchmark.table import knob_curve
+from expunge.benchmark.table import knob_curve, matched_markdown
 from expunge.errors import ExpungeError
 from expunge.evaluation import Protocol
 from expunge.stream import verify
@@ -136,6 +136,11 @@ def test_retention_is_read_where_forgetting_is_equal() -> None:
     assert found["gentle"] == pytest.approx((0.98 + 0.92) / 2)  # halfway to the mean of both points at 1.0
     assert np.isnan(found["harsh"])  # never below 0.95: there is nothing to read
     assert list(found.index) == ["gentle", "harsh"]
+    both = at_matched_forgetting(table.assign(cra=1.0), "cra", 0.95).assign(ira=found.to_list())
+    assert matched_markdown(both, 0.95).splitlines()[2:4] == [
+        "| gentle | 0: 0.950 | 0: 1.000 |",
+        "| harsh | 0: - | 0: - |",
+    ]
 
 
 def test_a_curve_is_of_the_seeds_that_all_its_points_have() -> None:
@@ -180,6 +185,7 @@ def test_table_and_figures_are_written_from_the_results_there_are(tmp_path: Path
     assert "less: IRA at UA 0.95: not reached" in written
     assert page() == [head, rule, full, less, *rest]
     assert {p.name for p in (tmp_path / "docs").glob("*.png")} == {*pictures, "x-matched.png"}
+    assert "| less | 0: -" in (tmp_path / "docs" / "x-matched.md").read_text()
 
 
 def test_the_order_of_requests_depends_on_the_seed() -> None:

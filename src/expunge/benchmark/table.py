@@ -93,6 +93,20 @@ def at_matched_forgetting(table: pd.DataFrame, metric: str, ua: float) -> pd.Dat
     return pd.DataFrame(rows, columns=["family", "seed", metric])
 
 
+def matched_markdown(read: pd.DataFrame, ua: float) -> str:
+    """A table of what each family keeps where its UA is `ua`, order by order.
+
+    Args:
+        read: `ira` and `cra` for each family and seed, as `at_matched_forgetting` gives them.
+    """
+    lines = [f"| family | IRA at UA {ua}, by seed | CRA at UA {ua}, by seed |", "|---|---|---|"]
+    for family, part in read.sort_values("seed").groupby("family", sort=False):
+        values = part.set_index("seed")[["ira", "cra"]].map(lambda value: "-" if np.isnan(value) else f"{value:.3f}")
+        cells = [", ".join(f"{seed}: {value}" for seed, value in column.items()) for _, column in values.items()]
+        lines.append(f"| {' | '.join([str(family), *cells])} |")
+    return "\n".join([*lines, "", "A dash where UA never reaches that, or never falls below it."]) + "\n"
+
+
 def markdown(table: pd.DataFrame, baseline: str, notes: Mapping[str, str]) -> str:
     """The table of docs/: per variant the means over its seeds, and the paired differences from `baseline` in what stays."""
     columns = {"ua": "UA", "ua_worst": "worst concept", "context": "context", "ira": "IRA", "cra": "CRA"}

@@ -8,7 +8,7 @@ import pandas as pd
 
 from expunge.benchmark import figures
 from expunge.benchmark.experiment import Experiment, unserved
-from expunge.benchmark.table import at_matched_forgetting, last_steps, markdown
+from expunge.benchmark.table import at_matched_forgetting, last_steps, markdown, matched_markdown
 from expunge.errors import ExpungeError
 from expunge.files import write_text
 
@@ -17,9 +17,10 @@ MATCHED_UA = 0.95
 
 
 def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.DataFrame:
-    """Write `STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`.
+    """Write `STEM-table.md`, and the figures `STEM-outcomes.png`, `STEM-sequence.png`, and over a knob `STEM-matched.png`
+    and `STEM-matched.md`.
 
-    Variants named FAMILY@KNOB are in the last of these alone, where there are others.
+    Variants named FAMILY@KNOB are in the last two of these alone, where there are others.
 
     Returns:
         IRA and CRA of each family of variants over a knob at UA `MATCHED_UA`, a row for each seed; empty without a knob.
@@ -46,4 +47,6 @@ def write_experiment(experiment: Experiment, results: Path, stem: Path) -> pd.Da
         return pd.DataFrame(columns=["family", "seed", "ira", "cra"])
     figures.retention_over_forgetting(table, MATCHED_UA, stem.with_name(f"{stem.name}-matched.png"))
     read = [at_matched_forgetting(table, metric, MATCHED_UA).set_index(["family", "seed"]) for metric in ("ira", "cra")]
-    return pd.concat(read, axis=1).reset_index()
+    found = pd.concat(read, axis=1).reset_index()
+    write_text(stem.with_name(f"{stem.name}-matched.md"), matched_markdown(found, MATCHED_UA))
+    return found
