@@ -166,11 +166,8 @@ def timed(lever: Lever, before: Run) -> dict[str, Any]:
     """What the last request of `before` costs with `lever`, on what the others left."""
     with tempfile.TemporaryDirectory() as folder, lever.piece():
         run = begun_run(Path(folder) / "run", lever, len(before.requests))
-        for there, here in (
-            (before.directory.memory, run.directory.memory),
-            (before.directory.path / "steps", run.directory.path / "steps"),
-        ):
-            shutil.copytree(there, here, dirs_exist_ok=True)
+        for part in ("memory", "steps"):
+            shutil.copytree(before.directory.path / part, run.directory.path / part, dirs_exist_ok=True)
         last = run.requests[-1]
         cost = run.train(last, run.directory.step(last.step - 1).weights if last.step > 1 else None)
     return {

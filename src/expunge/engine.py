@@ -227,8 +227,7 @@ def train(
         if held_out and not checks:
             checks.append(held_out.check(student, 0))
         if done == 0:
-            changing = {n: w for n, w in own.items() if n in trained.weights}
-            method.start(changing, base if method.teacher == "base" else own, state)
+            method.start(trained.weights, base if method.teacher == "base" else own, state)
             # Processes may round a solution differently, and must train one model.
             with torch.no_grad():
                 broadcast([*parameters.values()])

@@ -12,13 +12,10 @@ import pytest
 from expunge import ExpungeError, Run
 from expunge.files import digest_file
 from expunge.stream import verify
-from runs import COLD, DRAWN, command, count_lines, expunge, kill_when
+from runs import BARELY, COLD, DRAWN, command, count_lines, expunge, kill_when
 
 FAILING = (*DRAWN, *COLD, "--set", "gate.forget=1.0")
 """Six optimizer steps forget nothing, so both attempts miss this gate."""
-
-BARELY = (*DRAWN, "--set", "method.warm_start={remaining = 0.95}", "--set", "gate.forget=1.0")
-"""A closed form that moves next to nothing: the panda still shows after the first attempt, and not after the second."""
 
 
 @pytest.fixture(scope="module")
