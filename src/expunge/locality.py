@@ -97,10 +97,7 @@ def nearest(
             draws. Who dropped out comes after who stayed, with its distance over the draws that it saw.
     """
     m, k = len(compared[0][1]), len(draws.t)
-    rounds = 0
-    while halving and m >> (rounds + 1) >= halving and k >> (rounds + 1) >= 1:
-        rounds += 1
-    ends = [k >> (rounds - i) for i in range(rounds + 1)]
+    ends = _ends(m, k, halving)
     races, begin = [_Race(m) for _ in compared], 0
     for end in ends:
         some = Draws(draws.latents[begin:end], draws.t[begin:end])
@@ -109,6 +106,14 @@ def nearest(
             race.run(distances, end, last=end == k)
         begin = end
     return [race.ranking for race in races]
+
+
+def _ends(m: int, k: int, halving: int | None) -> list[int]:
+    """How many of `k` draws have been seen after each round of `m` candidates; the last sees all."""
+    rounds = 0
+    while halving and m >> (rounds + 1) >= halving and k >> (rounds + 1) >= 1:
+        rounds += 1
+    return [k >> (rounds - i) for i in range(rounds + 1)]
 
 
 class _Race:
@@ -162,18 +167,28 @@ def choose_mapping(
     """
     encode = predict.backbone.encode
     choices = [Choice(p.id, p.prompt, p.candidates) for p in prompts]
-    for places in _together([len(p.candidates) for p in prompts], len(draws.t), batch_size):
+    fewest = targets if halving else None
+    for places in _together([len(p.candidates) for p in prompts], len(draws.t), batch_size, fewest):
         some = [prompts[i] for i in places]
-        compared = [(encode([p.prompt]), encode([c.prompt for c in p.candidates])) for p in some]
-        ranked = nearest(predict, compared, draws, batch_size, halving=targets if halving else None)
+        texts = [text for p in some for text in (p.prompt, *(c.prompt for c in p.candidates))]
+        told = Conditioning.cat([encode(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)])
+        each = 1 + len(some[0].candidates)
+        compared = [(told[i : i + 1], told[i + 1 : i + each]) for i in range(0, len(told), each)]
+        ranked = nearest(predict, compared, draws, batch_size, halving=fewest)
         for place, prompt, found in zip(places, some, ranked, strict=True):
             chosen = tuple(prompt.candidates[i] for i, _ in found[:targets])
             choices[place] = Choice(prompt.id, prompt.prompt, chosen, tuple(d for _, d in sorted(found)))
     return choices
 
 
-def _together(candidates: Sequence[int], draws: int, batch_size: int) -> Iterator[Sequence[int]]:
-    """Places of prompts with equally many candidates, at least two, as many at a time as a batch has room for."""
+FULL = 8
+"""Batches that the first round of scoring fills, so that the later ones, with fewer candidates, nearly do."""
+
+
+def _together(candidates: Sequence[int], draws: int, batch_size: int, halving: int | None) -> Iterator[Sequence[int]]:
+    """Places of prompts with equally many candidates, at least two, as many at a time as fill `FULL` batches."""
     for m in sorted({*candidates} - {1}):
-        same, each = [i for i, n in enumerate(candidates) if n == m], max(1, batch_size // (draws * (1 + m)))
+        same = [i for i, n in enumerate(candidates) if n == m]
+        first = _ends(m, draws, halving)[0]
+        each = max(1, FULL * batch_size // (first * (1 + m)))
         yield from (same[start : start + each] for start in range(0, len(same), each))

@@ -101,3 +101,12 @@ def test_mapping_prompts_are_chosen_for_many_prompts_at_once() -> None:
     assert [c.mapping[0].prompt for c in chosen] == ["1", "9", "2", "6", "0"]
     assert [len(c.distances) for c in chosen] == [2, 0, 3, 2, 2]
     assert scores.calls == 1 + 1 + 1  # two prompts with two candidates, the third such prompt, and the one with three
+
+
+def test_where_candidates_drop_out_batches_are_full_all_the_same() -> None:
+    prompts = [ForgetPrompt(str(i), "0", tuple(Candidate(str(j), str(j)) for j in range(1, 11))) for i in range(80)]
+    scores = Scores()
+    choose_mapping(cast(Any, scores), prompts, DRAWS, 64, halving=True)
+    # On 1 draw ten candidates and the source, on 1 more five, on 2 three, on 4 two.
+    fewest = 80 * (11 + 6 + 2 * 4 + 4 * 3) / 64
+    assert fewest < scores.calls < 1.1 * fewest
