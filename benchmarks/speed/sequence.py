@@ -1,10 +1,11 @@
 """What the fast engine saves on a whole sequence, and whether it costs quality: benchmarks/speed/results/sequence.json.
 
-    python benchmarks/speed/sequence.py --equal-steps FILE --equal-quality FILE
+    python benchmarks/speed/sequence.py --equal-steps FILE --equal-quality FILE --published FILE
 
-reads what was measured, and measures nothing: two files of `expunge bench speed` (both engines at the same number of
-optimizer steps, and each at its own), and the sequences of `expunge bench benchmarks/speed/quality.toml`, whose variant
-`fast` is compared seed by seed with `reference`, and with `reference-equal`, the reference at the steps of `fast`.
+reads what was measured, and measures nothing: files of `expunge bench speed` (the default's objective with both engines at the
+same number of optimizer steps, and with each at its own; and LACU with the published choice of mapping prompts, at the same
+number), and the sequences of `expunge bench benchmarks/speed/quality.toml`, whose variant `fast` is compared seed by seed with
+`reference`, and with `reference-equal`, the reference at the steps of `fast`; and of `published.toml`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from typing import Any
 import pandas as pd
 
 from expunge.benchmark.experiment import Experiment, outdated
-from expunge.benchmark.speed import SpeedResults, settings_of
+from expunge.benchmark.speed import Ratio, SpeedResults, settings_of
 from expunge.benchmark.table import caveats, differences, last_steps
 from expunge.files import write_json
 from expunge.reference import EngineName
 from expunge.stream import preset
 
 HERE = Path(__file__).parent
+IN_BATCHES = "reference-in-batches"
 SEEDS = 3
 """Seeds from which on a difference is quoted."""
 
@@ -57,9 +59,35 @@ def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment, sequen
     return found
 
 
+def refusals_published(timed: SpeedResults, quality: Experiment, sequences: Path) -> list[str]:
+    """The same of the published choice, whose sequences were served with a reference that scores and samples in batches."""
+    found = []
+    if len({*optimizer_steps(timed).values()}) > 1:
+        found.append(f"--published has engines of different steps: {optimizer_steps(timed)}.")
+    variants: dict[EngineName, str] = {"reference": IN_BATCHES, "fast": "fast"}
+    for engine, name in variants.items():
+        variant = quality.variants[name]
+        asked, did = settings_of(preset(variant.preset, variant.changes)), timed.settings.engines[engine]
+        if in_batches(asked) != in_batches(did) or variant.preset != timed.settings.preset:
+            found.append(f"--published timed {engine} with other settings than the sequences' variant {name} has.")
+    if quality.protocol != timed.settings.protocol:
+        found.append("The sequences are of another protocol than --published.")
+    asked_for = [(name, seed) for name in quality.variants for seed in quality.seeds]
+    found += [
+        f"{file} is of something else than the experiment asks for." for file in outdated(quality, asked_for, sequences)
+    ]
+    return found
+
+
 def served(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings without the precision, which is the machine's where it is "auto"."""
     return {**settings, "train": {k: v for k, v in settings["train"].items() if k != "precision"}}
+
+
+def in_batches(settings: dict[str, Any]) -> dict[str, Any]:
+    """The same, however many latents are sampled and prompts scored at once, and without the name of the engine."""
+    train = {k: v for k, v in served(settings)["train"].items() if k != "engine"}
+    return {**settings, "train": train, "replay": {k: v for k, v in settings["replay"].items() if k != "batch_size"}}
 
 
 def optimizer_steps(results: SpeedResults) -> dict[str, int]:
@@ -81,44 +109,65 @@ def compared(table: pd.DataFrame, baseline: str) -> tuple[dict[str, Any], list[i
     return found, seeds if both["variant"].nunique() == 2 else []
 
 
+def dumped(ratio: Ratio | None) -> dict[str, Any] | None:
+    return ratio.model_dump() if ratio else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--equal-steps", type=Path, required=True)
     parser.add_argument("--equal-quality", type=Path, required=True)
+    parser.add_argument("--published", type=Path, required=True)
+    parser.add_argument(
+        "--published-quality", type=Path, default=HERE / "published.toml", help="the same of --published"
+    )
     parser.add_argument("--quality", type=Path, default=HERE / "quality.toml", help="the experiment of the sequences")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sequence.json")
     arguments = parser.parse_args()
     alike, own = SpeedResults.read(arguments.equal_steps), SpeedResults.read(arguments.equal_quality)
-    quality = Experiment.read(arguments.quality)
-    folder = arguments.quality.with_suffix("")
-    if wrong := refusals(alike, own, quality, folder):
+    published = SpeedResults.read(arguments.published)
+    quality, folder = Experiment.read(arguments.quality), arguments.quality.with_suffix("")
+    choice, chosen = Experiment.read(arguments.published_quality), arguments.published_quality.with_suffix("")
+    if wrong := [*refusals(alike, own, quality, folder), *refusals_published(published, choice, chosen)]:
         parser.error(" ".join(wrong))
     table = last_steps(folder)
     found, seeds = compared(table, "reference")
     at_equal_steps, seeds_equal = compared(table, "reference-equal")
+    of_choice = last_steps(chosen)
+    with_choice, seeds_choice = compared(of_choice, IN_BATCHES)
     ratios = {
         "wall_ratio": alike.wall_ratio,
         "wall_ratio_training": alike.wall_ratio_training,
         "wall_ratio_equal_quality": own.wall_ratio,
         "bytes_ratio": alike.bytes_ratio,
     }
-    few = {"reference": seeds, "reference-equal": seeds_equal}
+    few = {"reference": seeds, "reference-equal": seeds_equal, IN_BATCHES: seeds_choice}
     doubts = [
         *alike.caveats,
         *own.caveats,
+        *(f"Published choice: {caveat}" for caveat in published.caveats),
         *(f"Quality beside {n} is of {len(s)} seeds, not {SEEDS}." for n, s in few.items() if len(s) < SEEDS),
-        *(f"Quality: {caveat}" for caveat in caveats(table)),
+        *(f"Quality: {caveat}" for caveat in (*caveats(table), *caveats(of_choice))),
     ]
     results = {
         "schema": 1,
-        **{name: ratio.model_dump() if ratio else None for name, ratio in ratios.items()},
+        **{name: dumped(ratio) for name, ratio in ratios.items()},
         **found,
         "seeds": seeds,
         "at_equal_steps": {**at_equal_steps, "seeds": seeds_equal},
+        "published_choice": {
+            "wall_ratio": dumped(published.wall_ratio),
+            "wall_ratio_training": dumped(published.wall_ratio_training),
+            "bytes_ratio": dumped(published.bytes_ratio),
+            **with_choice,
+            "seeds": seeds_choice,
+            "steps": optimizer_steps(published),
+            "machine": published.machine.model_dump(),
+        },
         "steps": {"equal_steps": optimizer_steps(alike), "equal_quality": optimizer_steps(own)},
         "machine": alike.machine.model_dump(),
         "caveats": doubts,
-        "files": [arguments.equal_steps.name, arguments.equal_quality.name],
+        "files": [f.name for f in (arguments.equal_steps, arguments.equal_quality, arguments.published)],
     }
     write_json(arguments.out, results)
     print({name: results[name] for name in (*ratios, *found, "caveats")})

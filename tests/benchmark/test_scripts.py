@@ -174,15 +174,44 @@ def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_wi
     assert "fast-0.json (replay.steps is 5 and was 4) is of something else" in said
 
 
+def test_the_reference_was_timed_with_the_settings_that_were_served_in_batches(
+    script: Callable[[str], Any], tmp_path: Path
+) -> None:
+    sequence = script("sequence")
+    quality = Experiment.read(sequence.HERE / "published.toml")
+
+    def refused(**changed: Any) -> list[str]:
+        engines: dict[EngineName, dict[str, Any]] = {}
+        names: dict[EngineName, str] = {"fast": "fast", "reference": sequence.IN_BATCHES}
+        for engine, name in names.items():
+            changes = {k: v for k, v in quality.variants[name].changes.items() if k != "replay" or engine == "fast"}
+            changes["train"] = {**changes["train"], "engine": engine}
+            changes["method"] = {**changes["method"], **changed}
+            engines[engine] = settings_of(preset(quality.variants[name].preset, changes))
+        settings = Settings(preset="lacu-iconworld", protocol=quality.protocol, model="", seed=0, engines=engines)
+        timed = SpeedResults(machine=Machine.here(), settings=settings)
+        found: list[str] = sequence.refusals_published(timed, quality, tmp_path)
+        return found
+
+    assert refused() == []
+    reference, fast = refused(forget_prompts=99)
+    assert "timed reference with other settings than the sequences' variant reference-in-batches" in reference
+    assert "timed fast with other settings" in fast
+
+
 def test_what_a_sequence_says_of_two_timings_and_of_quality(
     script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sequence = script("sequence")
-    monkeypatch.setattr(sequence, "refusals", lambda *_: [])
-    seconds = {"equal-steps": 2.0, "equal-quality": 8.0}
+    for check in ("refusals", "refusals_published"):
+        monkeypatch.setattr(sequence, check, lambda *_: [])
+    seconds = {"equal-steps": 2.0, "equal-quality": 8.0, "published": 5.0}
     for name, reference in seconds.items():
         timings(reference, fast=1.0).write(tmp_path / f"{name}.json")
-    (tmp_path / "quality.toml").write_text((sequence.HERE / "quality.toml").read_text())
+    for name in ("quality.toml", "published.toml"):
+        (tmp_path / name).write_text((sequence.HERE / name).read_text())
+    files.write_json(tmp_path / "published" / "fast-0.json", served(0.9))
+    files.write_json(tmp_path / "published" / "reference-in-batches-0.json", served(0.8))
     for name, ua in {
         "fast": [0.98, 0.97, 0.99],
         "reference": [0.96, 0.95, 0.94],
@@ -191,8 +220,12 @@ def test_what_a_sequence_says_of_two_timings_and_of_quality(
         for seed, value in enumerate(ua):
             files.write_json(tmp_path / "quality" / f"{name}-{seed}.json", served(value))
     arguments = [f"--{name}={tmp_path / name}.json" for name in seconds]
+    arguments += [
+        f"--{name}={tmp_path / file}.toml"
+        for name, file in (("quality", "quality"), ("published-quality", "published"))
+    ]
     out = tmp_path / "sequence.json"
-    monkeypatch.setattr(sys, "argv", ["script", *arguments, f"--quality={tmp_path / 'quality.toml'}", f"--out={out}"])
+    monkeypatch.setattr(sys, "argv", ["script", *arguments, f"--out={out}"])
     sequence.main()
     found = files.read_json(out)
     assert (found["wall_ratio"]["value"], found["wall_ratio_equal_quality"]["value"]) == (2.0, 8.0)
@@ -202,6 +235,10 @@ def test_what_a_sequence_says_of_two_timings_and_of_quality(
     assert found["at_equal_steps"]["ua_difference"]["difference"] == pytest.approx((0.58 + 0.47) / 2)
     assert found["at_equal_steps"]["seeds"] == [0, 1]
     assert {"wall_ratio_training", "bytes_ratio", "ira_difference", "cra_difference", "context_difference"} <= {*found}
+    choice = found["published_choice"]
+    assert (choice["wall_ratio"]["value"], choice["seeds"]) == (5.0, [0])
+    assert choice["ua_difference"]["difference"] == pytest.approx(0.1)
+    assert any("beside reference-in-batches is of 1 seeds, not 3" in caveat for caveat in found["caveats"])
     assert any("beside reference-equal is of 2 seeds, not 3" in caveat for caveat in found["caveats"])
 
 
