@@ -23,7 +23,7 @@ from expunge.concepts import Concept
 from expunge.evaluation import Protocol, metrics
 from expunge.stream.directory import RunDirectory
 from expunge.stream.judged import read_image, read_table, write_table
-from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin
+from handmade import FOX, MODEL, NEON, PERSON, SANTA, add_step, begin, check
 from runs import PROTOCOL, STAND_IN, expunge
 
 
@@ -198,6 +198,19 @@ def test_what_was_not_measured_is_not_said_to_be_alike(a: Path, tmp_path: Path) 
     expunge("compare", a, silent, "--out", tmp_path / "page.html")
     said = "In UA, IRA and CRA the two cannot be told apart; Context was not measured."
     assert said in " ".join((tmp_path / "page.html").read_text().split())
+
+
+def test_a_request_that_a_run_did_not_take_is_said(a: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one of two"
+    directory, base = begin(path, FOX, NEON, changes={"evaluate": {"precision": "fp32"}})
+    fox, neon = directory.requests()
+    add_step(directory, fox, base, ["fox"], [])
+    add_step(directory, neon, base, ["fox"], [check("ua of neon", 0.0, 0.9)])
+    expunge("compare", a, path, "--out", tmp_path / "page.html")
+    page = " ".join((tmp_path / "page.html").read_text().split())
+    assert "gentle: lacu, 3 steps<" in page
+    assert "one of two: lacu, 1 step, 1 of 2 requests not accepted<" in page
+    assert "Compared: A after step 1, B after step 1, over 1 concept that both have forgotten." in page
 
 
 def test_only_rows_of_which_both_kept_a_picture_are_shown(a: Path, b: Path, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _verdict(point: Point) -> str:
     text = "; ".join(parts)
     return (
         f"{wording.capital(text)}. Compared: A after {a}, B after {b}, over {wording.count(n, 'concept')} "
-        "that both were asked to forget."
+        "that both have forgotten."
     ).replace("after model", "as evaluated")
 
 
@@ -106,8 +106,12 @@ def _names(a: Side, b: Side) -> Names:
 
 
 def _made(side: Side) -> str:
-    n = len(side.stages)
-    return side.made if side.stages[-1].name == "model" else f"{side.made}, {wording.count(n, 'step')}"
+    if side.stages[-1].name == "model":
+        return side.made
+    accepted, asked = len(side.stages), len(side.requests)
+    return f"{side.made}, {wording.count(accepted, 'step')}" + (
+        f", {asked - accepted} of {wording.count(asked, 'request')} not accepted" if accepted < asked else ""
+    )
 
 
 def _tile(name: str, paired: Paired, field: str) -> Tile:
