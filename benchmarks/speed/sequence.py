@@ -1,6 +1,6 @@
 """What the fast engine saves on a whole sequence, and whether it costs quality: benchmarks/speed/results/sequence.json.
 
-    python benchmarks/speed/sequence.py --equal-steps FILE --equal-quality FILE --published FILE
+    python benchmarks/speed/sequence.py --equal-steps FILE --equal-quality FILE [--published FILE]
 
 reads what was measured, and measures nothing: files of `expunge bench speed` (the default's objective with both engines at the
 same number of optimizer steps, and with each at its own; and LACU with the published choice of mapping prompts, at the same
@@ -52,15 +52,12 @@ def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment, sequen
         found.append("The two timings are of two machines.")
     if quality.protocol != alike.settings.protocol:
         found.append("The quality sequences are of another protocol than the timings.")
-    asked_for = [(name, seed) for name in quality.variants for seed in quality.seeds]
-    found += [
-        f"{file} is of something else than the experiment asks for." for file in outdated(quality, asked_for, sequences)
-    ]
-    return found
+    return found + of_something_else(quality, sequences)
 
 
 def refusals_published(timed: SpeedResults, quality: Experiment, sequences: Path) -> list[str]:
-    """The same of the published choice, whose sequences were served with a reference that scores and samples in batches."""
+    """Why the timings of the published choice cannot be read beside its sequences, of which those of the reference were served
+    by the engine `fast`, with the reference's settings but in batches."""
     found = []
     if len({*optimizer_steps(timed).values()}) > 1:
         found.append(f"--published has engines of different steps: {optimizer_steps(timed)}.")
@@ -72,11 +69,13 @@ def refusals_published(timed: SpeedResults, quality: Experiment, sequences: Path
             found.append(f"--published timed {engine} with other settings than the sequences' variant {name} has.")
     if quality.protocol != timed.settings.protocol:
         found.append("The sequences are of another protocol than --published.")
+    return found + of_something_else(quality, sequences)
+
+
+def of_something_else(quality: Experiment, sequences: Path) -> list[str]:
     asked_for = [(name, seed) for name in quality.variants for seed in quality.seeds]
-    found += [
-        f"{file} is of something else than the experiment asks for." for file in outdated(quality, asked_for, sequences)
-    ]
-    return found
+    wrong = outdated(quality, asked_for, sequences)
+    return [f"{file} is of something else than the experiment asks for." for file in wrong]
 
 
 def served(settings: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +108,15 @@ def compared(table: pd.DataFrame, baseline: str) -> tuple[dict[str, Any], list[i
     return found, seeds if both["variant"].nunique() == 2 else []
 
 
+def published_choice(timed: SpeedResults, table: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
+    """What is said of the published choice at equal steps, and what must be said to it."""
+    found, seeds = compared(table, IN_BATCHES)
+    ratios = {name: dumped(getattr(timed, name)) for name in ("wall_ratio", "wall_ratio_training", "bytes_ratio")}
+    few = [f"Quality is of {len(seeds)} seeds, not {SEEDS}."] if len(seeds) < SEEDS else []
+    said = {**ratios, **found, "seeds": seeds, "steps": optimizer_steps(timed), "machine": timed.machine.model_dump()}
+    return said, [*timed.caveats, *few, *caveats(table)]
+
+
 def dumped(ratio: Ratio | None) -> dict[str, Any] | None:
     return ratio.model_dump() if ratio else None
 
@@ -117,7 +125,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--equal-steps", type=Path, required=True)
     parser.add_argument("--equal-quality", type=Path, required=True)
-    parser.add_argument("--published", type=Path, required=True)
+    parser.add_argument("--published", type=Path)
     parser.add_argument(
         "--published-quality", type=Path, default=HERE / "published.toml", help="the same of --published"
     )
@@ -125,52 +133,49 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sequence.json")
     arguments = parser.parse_args()
     alike, own = SpeedResults.read(arguments.equal_steps), SpeedResults.read(arguments.equal_quality)
-    published = SpeedResults.read(arguments.published)
     quality, folder = Experiment.read(arguments.quality), arguments.quality.with_suffix("")
-    choice, chosen = Experiment.read(arguments.published_quality), arguments.published_quality.with_suffix("")
-    if wrong := [*refusals(alike, own, quality, folder), *refusals_published(published, choice, chosen)]:
+    if wrong := refusals(alike, own, quality, folder):
         parser.error(" ".join(wrong))
     table = last_steps(folder)
     found, seeds = compared(table, "reference")
     at_equal_steps, seeds_equal = compared(table, "reference-equal")
-    of_choice = last_steps(chosen)
-    with_choice, seeds_choice = compared(of_choice, IN_BATCHES)
     ratios = {
         "wall_ratio": alike.wall_ratio,
         "wall_ratio_training": alike.wall_ratio_training,
         "wall_ratio_equal_quality": own.wall_ratio,
         "bytes_ratio": alike.bytes_ratio,
     }
-    few = {"reference": seeds, "reference-equal": seeds_equal, IN_BATCHES: seeds_choice}
+    few = {"reference": seeds, "reference-equal": seeds_equal}
     doubts = [
         *alike.caveats,
         *own.caveats,
-        *(f"Published choice: {caveat}" for caveat in published.caveats),
         *(f"Quality beside {n} is of {len(s)} seeds, not {SEEDS}." for n, s in few.items() if len(s) < SEEDS),
-        *(f"Quality: {caveat}" for caveat in (*caveats(table), *caveats(of_choice))),
+        *(f"Quality: {caveat}" for caveat in caveats(table)),
     ]
+    files = [arguments.equal_steps.name, arguments.equal_quality.name]
+    choice = None
+    if arguments.published:
+        timed, asked = SpeedResults.read(arguments.published), Experiment.read(arguments.published_quality)
+        chosen = arguments.published_quality.with_suffix("")
+        if wrong := refusals_published(timed, asked, chosen):
+            parser.error(" ".join(wrong))
+        choice, more = published_choice(timed, last_steps(chosen))
+        doubts += [f"Published choice: {caveat}" for caveat in more]
+        files.append(arguments.published.name)
     results = {
         "schema": 1,
         **{name: dumped(ratio) for name, ratio in ratios.items()},
         **found,
         "seeds": seeds,
         "at_equal_steps": {**at_equal_steps, "seeds": seeds_equal},
-        "published_choice": {
-            "wall_ratio": dumped(published.wall_ratio),
-            "wall_ratio_training": dumped(published.wall_ratio_training),
-            "bytes_ratio": dumped(published.bytes_ratio),
-            **with_choice,
-            "seeds": seeds_choice,
-            "steps": optimizer_steps(published),
-            "machine": published.machine.model_dump(),
-        },
+        "published_choice": choice,
         "steps": {"equal_steps": optimizer_steps(alike), "equal_quality": optimizer_steps(own)},
         "machine": alike.machine.model_dump(),
         "caveats": doubts,
-        "files": [f.name for f in (arguments.equal_steps, arguments.equal_quality, arguments.published)],
+        "files": files,
     }
     write_json(arguments.out, results)
-    print({name: results[name] for name in (*ratios, *found, "caveats")})
+    print({name: results[name] for name in (*ratios, *found, "published_choice", "caveats")})
 
 
 if __name__ == "__main__":

@@ -171,8 +171,9 @@ def choose_mapping(
     for places in _together([len(p.candidates) for p in prompts], len(draws.t), batch_size, fewest):
         some = [prompts[i] for i in places]
         texts = [text for p in some for text in (p.prompt, *(c.prompt for c in p.candidates))]
-        told = Conditioning.cat([encode(texts[i : i + batch_size]) for i in range(0, len(texts), batch_size)])
         each = 1 + len(some[0].candidates)
+        size = max(batch_size, each)
+        told = Conditioning.cat([encode(texts[i : i + size]) for i in range(0, len(texts), size)])
         compared = [(told[i : i + 1], told[i + 1 : i + each]) for i in range(0, len(told), each)]
         ranked = nearest(predict, compared, draws, batch_size, halving=fewest)
         for place, prompt, found in zip(places, some, ranked, strict=True):
@@ -181,12 +182,18 @@ def choose_mapping(
     return choices
 
 
-FULL = 8
-"""Batches that the first round of scoring fills, so that the later ones, with fewer candidates, nearly do."""
+FULL = 4
+"""Batches that the first round of scoring fills, so that later rounds, with fewer rows, still fill most of theirs."""
 
 
 def _together(candidates: Sequence[int], draws: int, batch_size: int, halving: int | None) -> Iterator[Sequence[int]]:
-    """Places of prompts with equally many candidates, at least two, as many at a time as fill `FULL` batches."""
+    """Places of prompts with equally many candidates, at least two, as many at a time as fill `FULL` batches in the first
+    round.
+
+    Args:
+        candidates: how many each prompt has.
+        halving: as `nearest` takes it.
+    """
     for m in sorted({*candidates} - {1}):
         same = [i for i, n in enumerate(candidates) if n == m]
         first = _ends(m, draws, halving)[0]

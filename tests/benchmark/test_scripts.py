@@ -238,7 +238,7 @@ def test_what_a_sequence_says_of_two_timings_and_of_quality(
     choice = found["published_choice"]
     assert (choice["wall_ratio"]["value"], choice["seeds"]) == (5.0, [0])
     assert choice["ua_difference"]["difference"] == pytest.approx(0.1)
-    assert any("beside reference-in-batches is of 1 seeds, not 3" in caveat for caveat in found["caveats"])
+    assert any("Published choice: Quality is of 1 seeds, not 3" in caveat for caveat in found["caveats"])
     assert any("beside reference-equal is of 2 seeds, not 3" in caveat for caveat in found["caveats"])
 
 

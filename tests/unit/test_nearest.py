@@ -109,4 +109,4 @@ def test_where_candidates_drop_out_batches_are_full_all_the_same() -> None:
     choose_mapping(cast(Any, scores), prompts, DRAWS, 64, halving=True)
     # On 1 draw ten candidates and the source, on 1 more five, on 2 three, on 4 two.
     fewest = 80 * (11 + 6 + 2 * 4 + 4 * 3) / 64
-    assert fewest < scores.calls < 1.1 * fewest
+    assert fewest < scores.calls < 1.2 * fewest
