@@ -201,15 +201,15 @@ def test_what_was_not_measured_is_not_said_to_be_alike(a: Path, tmp_path: Path) 
 
 
 def test_a_request_that_a_run_did_not_take_is_said(a: Path, tmp_path: Path) -> None:
-    path = tmp_path / "one of two"
-    directory, base = begin(path, FOX, NEON, changes={"evaluate": {"precision": "fp32"}})
-    fox, neon = directory.requests()
+    path = tmp_path / "one of three"
+    directory, base = begin(path, FOX, NEON, SANTA, changes={"evaluate": {"precision": "fp32"}})
+    fox, neon, _ = directory.requests()
     add_step(directory, fox, base, ["fox"], [])
     add_step(directory, neon, base, ["fox"], [check("ua of neon", 0.0, 0.9)])
     expunge("compare", a, path, "--out", tmp_path / "page.html")
     page = " ".join((tmp_path / "page.html").read_text().split())
     assert "gentle: lacu, 3 steps<" in page
-    assert "one of two: lacu, 1 step, 1 of 2 requests not accepted<" in page
+    assert "one of three: lacu, 1 step (of its other requests 1 rejected, 1 waiting)<" in page
     assert "Compared: A after step 1, B after step 1, over 1 concept that both have forgotten." in page
 
 

@@ -6,8 +6,9 @@ if these are more. Only rows that both painted count, so that every difference i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from expunge.audit.audit import Audit
@@ -37,7 +38,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Side:
-    """One of the two. `made`: the method of a run, or what was evaluated; `requests`: for an evaluation one per concept."""
+    """One of the two. `made`: the method of a run, or what was evaluated; `requests`: for an evaluation one per concept;
+    `left`: {what became of a run's requests that are in none of its stages ("waiting" among it): how many}."""
 
     path: Path
     made: str
@@ -48,6 +50,7 @@ class Side:
     base: Shelf
     requests: tuple[Request, ...]
     stages: tuple[Stage, ...]
+    left: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def concepts(self) -> tuple[Concept, ...]:
@@ -124,6 +127,7 @@ def _run(run: Run) -> Side:
     accepted = [r for r in run.records if r.status == "accepted"]
     if not accepted:
         raise ExpungeError(f"{run.directory.path} has no accepted step yet, so there is no model to compare.")
+    status = run.history.status
     stages: list[Stage] = []
     for record in accepted:
         before = stages[-1].forgotten if stages else ()
@@ -139,6 +143,9 @@ def _run(run: Run) -> Side:
         base=run.directory.base,
         requests=tuple(run.requests),
         stages=tuple(stages),
+        left=Counter(
+            became for became in (status.get(r.step, "waiting") for r in run.requests) if became != "accepted"
+        ),
     )
 
 

@@ -13,14 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from expunge import files
-from expunge.allocator import keep_freed_memory
 from expunge.errors import ExpungeError
 from expunge.memory import peak_memory
 from expunge.stream import Run
 
 
 def main(path: str, number: str, previous: str, out: str) -> None:
-    keep_freed_memory()
     run = Run(path)
     cost = run.train(run.requests[int(number) - 1], None if previous == "-" else Path(previous))
     taken = {"seconds": cost.seconds.model_dump(), "evaluations": cost.evaluations.model_dump()}

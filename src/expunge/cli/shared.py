@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from expunge.allocator import keep_freed_memory
 from expunge.errors import ExpungeError, Interrupted, Notice, quoted
 
 console = Console(markup=False, emoji=False)  # names and paths may hold [brackets] and :colons:
@@ -71,9 +70,7 @@ the core away from whoever it waits for (docs/performance.md, Beside other work)
 
 
 def _mind_manners() -> None:
-    """Freed memory is kept; and what torch, Diffusers and Transformers read when they are imported: threads that do not spin
-    for long, and no hints."""
-    keep_freed_memory()
+    """What torch, Diffusers and Transformers read when they are imported: threads that do not spin for long, and no hints."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN)
     for library in ("DIFFUSERS", "TRANSFORMERS"):

@@ -108,9 +108,9 @@ def _names(a: Side, b: Side) -> Names:
 def _made(side: Side) -> str:
     if side.stages[-1].name == "model":
         return side.made
-    accepted, asked = len(side.stages), len(side.requests)
-    return f"{side.made}, {wording.count(accepted, 'step')}" + (
-        f", {asked - accepted} of {wording.count(asked, 'request')} not accepted" if accepted < asked else ""
+    left = ", ".join(f"{n} {became}" for became, n in sorted(side.left.items()))
+    return f"{side.made}, {wording.count(len(side.stages), 'step')}" + (
+        f" (of its other requests {left})" if left else ""
     )
 
 
