@@ -127,7 +127,7 @@ def main() -> None:
     parser.add_argument("--equal-quality", type=Path, required=True)
     parser.add_argument("--published", type=Path)
     parser.add_argument(
-        "--published-quality", type=Path, default=HERE / "published.toml", help="the same of --published"
+        "--published-quality", type=Path, default=HERE / "published.toml", help="the experiment of its sequences"
     )
     parser.add_argument("--quality", type=Path, default=HERE / "quality.toml", help="the experiment of the sequences")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sequence.json")
