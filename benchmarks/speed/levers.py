@@ -105,7 +105,7 @@ def without_memory() -> AbstractContextManager[Any]:
 
 def as_stored() -> AbstractContextManager[Any]:
     """The denoiser in the memory layout that it is stored in."""
-    return patch.object(engine, "quick_layout", lambda *_: torch.contiguous_format)
+    return patch.object(engine, "quick_layout", lambda _: torch.contiguous_format)
 
 
 COLD: dict[str, Any] = {"method": {"warm_start": False}}

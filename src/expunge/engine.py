@@ -145,7 +145,7 @@ def frozen_teacher(backbone: Backbone, config: TrainConfig, evaluations: Evaluat
         backbone.lay_out(torch.contiguous_format)
     else:
         changing = backbone.parameters_of(config.parameters)
-        backbone.lay_out(quick_layout(backbone.device, dtype))
+        backbone.lay_out(quick_layout(backbone.device))
     copied = backbone.copy_denoiser(dtype, changing)
     return PREDICTORS[config.engine](backbone, copied, evaluations)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import resource
 import sys
 import traceback
@@ -17,6 +19,21 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError, OutOfMemory
+
+KEPT = 1 << 30
+"""Bytes that a process may keep beside what it uses."""
+_BLOCK = 32 << 20
+"""Bytes; larger blocks still come from the system. The most that every glibc takes."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process use again what its tensors free. Otherwise glibc gives it back to the system, which clears all its pages
+    when the next pass of a network asks for them."""
+    if platform.libc_ver()[0] == "glibc":
+        trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(trim_threshold, KEPT)
+        mallopt(mmap_threshold, _BLOCK)
 
 
 @contextmanager

@@ -181,7 +181,7 @@ def test_networks_lie_as_they_are_quick_and_the_references_as_they_are_stored(sd
     for changes, last in (
         ({"precision": "fp32"}, True),
         ({"engine": "reference"}, False),
-        ({"precision": "bf16"}, False),
+        ({"precision": "bf16"}, True),
     ):
         config = TrainConfig(**{"steps": 1, "learning_rate": 1e-3, "batch_size": 1, "precision": "fp32", **changes})
         teacher = frozen_teacher(backbone, config, Evaluations())

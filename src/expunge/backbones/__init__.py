@@ -24,6 +24,7 @@ from expunge.backbones.stable_diffusion import StableDiffusion
 from expunge.backbones.stable_diffusion_3 import StableDiffusion3
 from expunge.errors import ExpungeError
 from expunge.files import load_tensors, save_tensors, tensor_shapes
+from expunge.memory import keep_freed_memory
 
 BACKBONES: dict[str, type[Backbone]] = {
     backbone.pipeline_name: backbone for backbone in (StableDiffusion, StableDiffusion3)
@@ -40,12 +41,13 @@ def backbone_class(folder: Path) -> type[Backbone]:
 
 
 def load(folder: Path) -> Backbone:
-    """Load a pipeline folder, all components in float32, on the CPU.
+    """Load a pipeline folder, all components in float32, on the CPU. From then on this process keeps freed memory.
 
     Raises:
         ExpungeError: when the pipeline is not supported, incomplete, damaged, or stored as pickled weights.
     """
     check(folder)
+    keep_freed_memory()
     cls = backbone_class(folder)
     extras = dict.fromkeys(cls.unused)
     try:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from expunge.errors import ExpungeError, quoted, suggestion
+from expunge.hardware import normalized_quickly
 
 
 def diffusers_class(name: str) -> Any:
@@ -117,6 +118,9 @@ class Backbone(ABC):
         for component in self.pipeline.components.values():
             if isinstance(component, nn.Module):
                 component.requires_grad_(False).eval()
+        for module in self.denoiser.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.register_forward_pre_hook(normalized_quickly)
 
     # -- what a family states -------------------------------------------------------------------------------------
 

@@ -75,7 +75,7 @@ def evaluate_each(
 ) -> tuple[list[pd.DataFrame], Images]:
     """As `evaluate`, with a table for each of several judges of the same pictures; the first says what is `enough`."""
     dtype = compute_dtype(precision)
-    backbone.lay_out(quick_layout(backbone.device, dtype))
+    backbone.lay_out(quick_layout(backbone.device))
     # Autocast alone would convert the weights at every one of thousands of passes.
     denoiser = backbone.denoiser if dtype == torch.float32 else backbone.copy_denoiser(dtype)
     tables: list[dict[str, dict[str, object]]] = [{} for _ in judges]
