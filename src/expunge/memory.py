@@ -27,8 +27,8 @@ _BLOCK = 32 << 20
 
 
 def keep_freed_memory() -> None:
-    """Let this process use again what its tensors free. Otherwise glibc gives it back to the system, which clears all its pages
-    when the next pass of a network asks for them."""
+    """Let this process use again what its tensors free. Otherwise glibc gives it back to the system, which clears all its
+    pages when the next pass of a network asks for them."""
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         mallopt = ctypes.CDLL(None).mallopt
