@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from expunge.backbones import Backbone, Evaluations, load
+from expunge.backbones import Backbone, Evaluations, Predictor, load
 from expunge.constraints import L2, Anchors, Constraint, L2Config
 from expunge.engine import StepLog, TrainConfig, frozen_teacher, train
 from expunge.errors import ExpungeError
@@ -189,6 +189,31 @@ def test_networks_lie_as_they_are_quick_and_the_references_as_they_are_stored(sd
             assert of.is_contiguous(memory_format=torch.channels_last) == last
         found.append(teacher(*asked))
     torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU all lie as they are stored")
+def test_in_bfloat16_group_norms_are_computed_in_the_usual_layout(
+    sd_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load(sd_folder)
+    asked = torch.randn(3, *backbone.latent_shape), torch.tensor([10.0, 500.0, 990.0]), backbone.encode(["a fox"] * 3)
+    usual: list[bool] = []
+    norm = torch.nn.functional.group_norm
+
+    def spied(x: Tensor, *rest: Any) -> Tensor:
+        usual.append(x.is_contiguous())
+        return norm(x, *rest)
+
+    monkeypatch.setattr(torch.nn.functional, "group_norm", spied)
+    predictions = {}
+    for precision in ("fp32", "bf16"):
+        config = TrainConfig.model_validate({"precision": precision})
+        predictions[precision] = frozen_teacher(backbone, config, Evaluations())(*asked)
+        assert all(usual) == (precision == "bf16")
+        usual.clear()
+    backbone.lay_out(torch.contiguous_format)
+    stored = Predictor(backbone, backbone.copy_denoiser(torch.bfloat16), Evaluations())(*asked)
+    torch.testing.assert_close(predictions["bf16"], stored, atol=2e-2, rtol=2e-2)
 
 
 def test_the_denoiser_is_alone_while_the_fast_engine_trains(

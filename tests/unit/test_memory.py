@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +37,35 @@ def test_shared_memory_counts_once_for_the_first_that_holds_it() -> None:
         }
     )
     assert found == {"layer": 4 * 20 + 2 * 4, "again": 0, "deep": 80, "state": 60}
+
+
+FREED_AGAIN_AND_AGAIN = """
+import resource, sys, torch
+from expunge.memory import keep_freed_memory
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def passes(count):
+    for _ in range(count):
+        blocks = [torch.ones(2_000_000) for _ in range(8)]
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+passes(3)
+before = faults()
+passes(5)
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep what they like")
+def test_memory_that_is_kept_is_not_cleared_again() -> None:
+    def faults(mode: str) -> int:
+        call = [sys.executable, "-c", FREED_AGAIN_AND_AGAIN, mode]
+        return int(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("kept") < faults("given back") / 2
 
 
 def test_the_peak_is_at_least_what_is_held() -> None:
