@@ -160,6 +160,13 @@ def borrowing(
     return backbone.borrowing(teacher.denoiser, backbone.parameters_of(config.parameters), base)
 
 
+def _attention(backbone: Backbone, config: TrainConfig) -> AbstractContextManager[None]:
+    if config.engine == "reference":
+        return nullcontext()
+    _, height, width = backbone.latent_shape
+    return trained_attention(backbone.denoiser, height * width)
+
+
 def train(
     backbone: Backbone,
     teacher: Predictor,
@@ -204,6 +211,7 @@ def train(
     with (
         waiting,
         borrowing(backbone, teacher, base, config),
+        _attention(backbone, config),
         trainable(backbone, config.parameters, config.lora, seed) as trained,
     ):
         parameters = trained.parameters
@@ -307,7 +315,7 @@ class _Loop:
             position = Position(step, micro, config.accumulation, accelerator.process_index, accelerator.num_processes)
             last = micro == config.accumulation - 1
             with nullcontext() if last else accelerator.no_sync(self.denoiser):
-                with accelerator.autocast(), _attention(self.student, config):
+                with accelerator.autocast():
                     losses, total = self._losses(position)
                 accelerator.backward(total / config.accumulation)
             for name, loss in losses.items():
@@ -390,13 +398,6 @@ def _check_of_step(done: int, checks: Sequence[Check]) -> dict[str, float] | Non
         return None
     last = relative(checks)[-1]
     return {"forget": last.forget, "retain": last.retain}
-
-
-def _attention(student: Predictor, config: TrainConfig) -> AbstractContextManager[None]:
-    if config.engine == "reference":
-        return nullcontext()
-    _, height, width = student.backbone.latent_shape
-    return trained_attention(student.backbone.device, height * width)
 
 
 def _check_losses(method: GradientMethod[Any, Any], losses: Mapping[str, Tensor]) -> None:

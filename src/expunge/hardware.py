@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from accelerate import PartialState
@@ -46,14 +47,33 @@ PLAIN_ATTENTION_POSITIONS = 1024
 """Latents of no more positions than this are trained with plain attention on a CPU."""
 
 
-def trained_attention(device: torch.device, positions: int) -> AbstractContextManager[None]:
-    """The attention that is quick to train, for a forward pass over latents of `positions` positions each.
+@contextmanager
+def trained_attention(denoiser: nn.Module, positions: int) -> Iterator[None]:
+    """Inside the block the denoiser's attention is what is quick to train, for latents of `positions` positions each.
 
     On a CPU the backward pass of the fused kernel takes longer than that of plain products, which hold the matrix of all
-    pairs of positions: that is little for small latents, and gigabytes for those of a full-size model.
+    pairs of positions: that is little for small latents, and gigabytes for those of a full-size model. Those of Diffusers'
+    first processor are the fewest; a network whose attention has more than that one could do gets torch's.
     """
-    plain = device.type == "cpu" and positions <= PLAIN_ATTENTION_POSITIONS
-    return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
+    from diffusers.models.attention_processor import (  # seconds, where no model is loaded
+        AttnProcessor,
+        AttnProcessor2_0,
+    )
+
+    if next(denoiser.parameters()).device.type != "cpu" or positions > PLAIN_ATTENTION_POSITIONS:
+        yield
+        return
+    fused = getattr(denoiser, "attn_processors", {})
+    if not fused or any(type(processor) is not AttnProcessor2_0 for processor in fused.values()):
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+        return
+    network = cast(Any, denoiser)
+    network.set_attn_processor(AttnProcessor())
+    try:
+        yield
+    finally:
+        network.set_attn_processor(fused)
 
 
 def quick_layout(device: torch.device) -> torch.memory_format:

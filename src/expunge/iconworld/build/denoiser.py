@@ -163,7 +163,7 @@ class Training:
         noise = torch.randn(latents.shape, generator=lots).to(self._device)
         noisy = self._scheduler.add_noise(latents, noise, t).to(memory_format=torch.channels_last)
         wanted = noise if s.prediction == "epsilon" else self._scheduler.get_velocity(latents, noise, t)
-        with trained_attention(self._device, latents[0, 0].numel()):
+        with trained_attention(self.unet, latents[0, 0].numel()):
             with autocast(self._device, "auto"):
                 predicted = self.unet(noisy, t, self.text_encoder(tokens).last_hidden_state).sample
             error = F.mse_loss(predicted.float(), wanted, reduction="none").mean((1, 2, 3))
