@@ -17,6 +17,7 @@ from expunge.backbones import Backbone, Evaluations, Predictor, load
 from expunge.constraints import L2, Anchors, Constraint, L2Config
 from expunge.engine import StepLog, TrainConfig, frozen_teacher, train
 from expunge.errors import ExpungeError
+from expunge.hardware import PLAIN_ATTENTION_POSITIONS, trained_attention
 from expunge.methods import METHODS, Position, StepContext
 from expunge.methods.resteering import State
 from expunge.reference import PREDICTORS, SETTINGS, EngineName
@@ -214,6 +215,33 @@ def test_in_bfloat16_group_norms_are_computed_in_the_usual_layout(
     backbone.lay_out(torch.contiguous_format)
     stored = Predictor(backbone, backbone.copy_denoiser(torch.bfloat16), Evaluations())(*asked)
     torch.testing.assert_close(predictions["bf16"], stored, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the fused kernel is quick to train too")
+def test_small_latents_are_trained_with_plain_attention_and_large_ones_are_not(
+    fresh_backbone: Callable[[], Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = fresh_backbone()
+    asked = torch.randn(2, *backbone.latent_shape), torch.tensor([10.0, 900.0]), backbone.encode(["a fox", "a hill"])
+    fused: list[bool] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def spied(*given: Any, **named: Any) -> Tensor:
+        fused.append(torch.backends.cuda.flash_sdp_enabled())
+        return attention(*given, **named)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
+    student = Predictor(backbone, backbone.denoiser, Evaluations())
+    expected = student(*asked)
+    assert fused and all(fused)
+    for positions, plain in ((PLAIN_ATTENTION_POSITIONS, True), (PLAIN_ATTENTION_POSITIONS + 1, False)):
+        fused.clear()
+        with trained_attention(backbone.denoiser, positions):
+            torch.testing.assert_close(student(*asked), expected, atol=1e-5, rtol=1e-4)
+        assert any(fused) != plain
+    fused.clear()
+    student(*asked)
+    assert fused and all(fused)
 
 
 def test_the_denoiser_is_alone_while_the_fast_engine_trains(
