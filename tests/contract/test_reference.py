@@ -233,7 +233,8 @@ def test_small_latents_are_trained_with_plain_attention_and_large_ones_are_not(
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", spied)
     student = Predictor(backbone, backbone.denoiser, Evaluations())
     expected = student(*asked)
-    assert fused and all(fused)
+    assert fused
+    assert all(fused)
     for positions, plain in ((PLAIN_ATTENTION_POSITIONS, True), (PLAIN_ATTENTION_POSITIONS + 1, False)):
         fused.clear()
         with trained_attention(backbone.denoiser, positions):
@@ -241,7 +242,8 @@ def test_small_latents_are_trained_with_plain_attention_and_large_ones_are_not(
         assert any(fused) != plain
     fused.clear()
     student(*asked)
-    assert fused and all(fused)
+    assert fused
+    assert all(fused)
 
 
 def test_the_denoiser_is_alone_while_the_fast_engine_trains(
