@@ -55,25 +55,21 @@ def trained_attention(denoiser: nn.Module, positions: int) -> Iterator[None]:
     pairs of positions: that is little for small latents, and gigabytes for those of a full-size model. Those of Diffusers'
     first processor are the fewest; a network whose attention has more than that one could do gets torch's.
     """
-    from diffusers.models.attention_processor import (  # seconds, where no model is loaded
-        AttnProcessor,
-        AttnProcessor2_0,
-    )
+    from diffusers.models import attention_processor as diffusers  # takes seconds, which commands without a model spare
 
+    fused = getattr(denoiser, "attn_processors", {})
     if next(denoiser.parameters()).device.type != "cpu" or positions > PLAIN_ATTENTION_POSITIONS:
         yield
-        return
-    fused = getattr(denoiser, "attn_processors", {})
-    if not fused or any(type(processor) is not AttnProcessor2_0 for processor in fused.values()):
+    elif fused and all(type(processor) is diffusers.AttnProcessor2_0 for processor in fused.values()):
+        network = cast(Any, denoiser)
+        network.set_attn_processor(diffusers.AttnProcessor())
+        try:
+            yield
+        finally:
+            network.set_attn_processor(fused)
+    else:
         with sdpa_kernel(SDPBackend.MATH):
             yield
-        return
-    network = cast(Any, denoiser)
-    network.set_attn_processor(AttnProcessor())
-    try:
-        yield
-    finally:
-        network.set_attn_processor(fused)
 
 
 def quick_layout(device: torch.device) -> torch.memory_format:
