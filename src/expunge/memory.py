@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from expunge.errors import ExpungeError, OutOfMemory
 
-KEPT = 1 << 30
-"""Bytes that a process may keep beside what it uses."""
+_KEPT = 1 << 30
+"""Free bytes at the end of the heap from which on they are given back after all. Gaps between used blocks always stay."""
 _BLOCK = 32 << 20
 """Bytes; larger blocks still come from the system. The most that every glibc takes."""
 
@@ -32,7 +32,7 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(trim_threshold, KEPT)
+        mallopt(trim_threshold, _KEPT)
         mallopt(mmap_threshold, _BLOCK)
 
 
