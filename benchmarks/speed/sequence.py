@@ -1,81 +1,90 @@
 """What the fast engine saves on a whole sequence, and whether it costs quality: benchmarks/speed/results/sequence.json.
 
-    python benchmarks/speed/sequence.py --equal-steps FILE --equal-quality FILE [--published FILE]
+    python benchmarks/speed/sequence.py --published FILE --equal-steps FILE --equal-quality FILE
 
-reads what was measured, and measures nothing: files of `expunge bench speed` (the default's objective with both engines at the
-same number of optimizer steps, and with each at its own; and LACU with the published choice of mapping prompts, at the same
-number), and the sequences of `expunge bench benchmarks/speed/quality.toml`, whose variant `fast` is compared seed by seed with
-`reference`, and with `reference-equal`, the reference at the steps of `fast`; and of `published.toml`.
+reads what was measured, and measures nothing. Each FILE is one of `expunge bench speed`: LACU with the published choice of
+mapping prompts, both engines at the same number of optimizer steps; the default's objective, the same; and the default's
+objective, each engine at its own number. Beside each stand sequences that were served with the settings that it timed
+(`published.toml`, `quality.toml`), whose UA, IRA, CRA and context are compared seed by seed: `fast` less the reference.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from expunge.benchmark.experiment import Experiment, outdated
-from expunge.benchmark.speed import Ratio, SpeedResults, settings_of
+from expunge.benchmark.speed import SpeedResults, settings_of
 from expunge.benchmark.table import caveats, differences, last_steps
 from expunge.files import write_json
 from expunge.reference import EngineName
 from expunge.stream import preset
 
 HERE = Path(__file__).parent
+METRICS = ("ua", "ira", "cra", "context")
+RATIOS = ("wall_ratio", "wall_ratio_training", "bytes_ratio")
 IN_BATCHES = "reference-in-batches"
+"""The variant that has the reference's settings and is served by the engine `fast`, which scores and samples in batches."""
 SEEDS = 3
 """Seeds from which on a difference is quoted."""
 
 
-def refusals(alike: SpeedResults, own: SpeedResults, quality: Experiment, sequences: Path) -> list[str]:
-    """Why the files cannot be read beside each other."""
-    found = []
-    if len({*optimizer_steps(alike).values()}) > 1:
-        found.append(f"--equal-steps has engines of different steps: {optimizer_steps(alike)}.")
-    asked = {name: served(settings_of(preset(v.preset, v.changes))) for name, v in quality.variants.items()}
-    for file, timed, reference in (("--equal-steps", alike, "reference-equal"), ("--equal-quality", own, "reference")):
-        variants: dict[EngineName, str] = {"reference": reference, "fast": "fast"}
-        for engine, name in variants.items():
-            if served(timed.settings.engines[engine]) != asked[name]:
-                found.append(
-                    f"{file} timed {engine} with other settings than the quality sequences' variant {name} has."
-                )
-    for what in ("preset", "protocol", "model"):
-        if getattr(alike.settings, what) != getattr(own.settings, what):
-            found.append(f"The two timings are of another {what}.")
-    if any(v.preset != alike.settings.preset for v in quality.variants.values()):
-        found.append("The quality sequences are of another preset than the timings.")
-    if alike.machine != own.machine:
-        found.append("The two timings are of two machines.")
-    if quality.protocol != alike.settings.protocol:
-        found.append("The quality sequences are of another protocol than the timings.")
-    return found + of_something_else(quality, sequences)
+@dataclass(frozen=True)
+class Comparison:
+    """A timing of both engines, and the sequences that tell what the two lead to.
+
+    Attributes:
+        option: the option that named the timing's file.
+        experiment: of the sequences; its results lie beside it, in a folder of its name.
+        reference: the variant that was served with what `reference` was timed with; `fast` is the other's name.
+        equal_steps: whether the two must have taken the same number of optimizer steps.
+    """
+
+    option: str
+    file: Path
+    experiment: Path
+    reference: str
+    equal_steps: bool
+
+    @property
+    def timed(self) -> SpeedResults:
+        return SpeedResults.read(self.file)
+
+    @property
+    def sequences(self) -> Path:
+        return self.experiment.with_suffix("")
+
+    def table(self) -> pd.DataFrame:
+        """The last steps of the two variants."""
+        table = last_steps(self.sequences)
+        return table[table["variant"].isin(["fast", self.reference])] if len(table) else table
 
 
-def refusals_published(timed: SpeedResults, quality: Experiment, sequences: Path) -> list[str]:
-    """Why the timings of the published choice cannot be read beside its sequences, of which those of the reference were served
-    by the engine `fast`, with the reference's settings but in batches."""
+def refusals(compared: Comparison) -> list[str]:
+    """Why timing and sequences cannot be read beside each other."""
+    timed, quality = compared.timed, Experiment.read(compared.experiment)
     found = []
-    if len({*optimizer_steps(timed).values()}) > 1:
-        found.append(f"--published has engines of different steps: {optimizer_steps(timed)}.")
-    variants: dict[EngineName, str] = {"reference": IN_BATCHES, "fast": "fast"}
+    if compared.equal_steps and len({*optimizer_steps(timed).values()}) > 1:
+        found.append(f"{compared.option} has engines of different steps: {optimizer_steps(timed)}.")
+    variants: dict[EngineName, str] = {"reference": compared.reference, "fast": "fast"}
+    what_counts = in_batches if compared.reference == IN_BATCHES else served
     for engine, name in variants.items():
         variant = quality.variants[name]
-        asked, did = settings_of(preset(variant.preset, variant.changes)), timed.settings.engines[engine]
-        if in_batches(asked) != in_batches(did) or variant.preset != timed.settings.preset:
-            found.append(f"--published timed {engine} with other settings than the sequences' variant {name} has.")
+        asked = settings_of(preset(variant.preset, variant.changes))
+        if what_counts(asked) != what_counts(timed.settings.engines[engine]) or variant.preset != timed.settings.preset:
+            found.append(
+                f"{compared.option} timed {engine} with other settings than the sequences' variant {name} has."
+            )
     if quality.protocol != timed.settings.protocol:
-        found.append("The sequences are of another protocol than --published.")
-    return found + of_something_else(quality, sequences)
-
-
-def of_something_else(quality: Experiment, sequences: Path) -> list[str]:
+        found.append(f"The sequences are of another protocol than {compared.option}.")
     asked_for = [(name, seed) for name in quality.variants for seed in quality.seeds]
-    wrong = outdated(quality, asked_for, sequences)
-    return [f"{file} is of something else than the experiment asks for." for file in wrong]
+    wrong = outdated(quality, asked_for, compared.sequences)
+    return found + [f"{file} is of something else than the experiment asks for." for file in wrong]
 
 
 def served(settings: dict[str, Any]) -> dict[str, Any]:
@@ -93,89 +102,72 @@ def optimizer_steps(results: SpeedResults) -> dict[str, int]:
     return {engine: settings["train"]["steps"] for engine, settings in results.settings.engines.items()}
 
 
-def compared(table: pd.DataFrame, baseline: str) -> tuple[dict[str, Any], list[int]]:
-    """{metric_difference: of `fast` from `baseline`, None where nothing was measured}, and the seeds that both have."""
-    both = table[table["variant"].isin(["fast", baseline])] if len(table) else table
-    seeds = sorted(set.intersection(*(set(part["seed"]) for _, part in both.groupby("variant")))) if len(both) else []
-    found: dict[str, Any] = {}
-    for metric in ("ua", "ira", "cra", "context"):
-        if not seeds or both["variant"].nunique() < 2:
-            found[f"{metric}_difference"] = None
-            continue
-        value = differences(both, metric, baseline).loc["fast"].to_dict()
-        known = {k: None if math.isnan(v) else v for k, v in value.items()}
-        found[f"{metric}_difference"] = {**known, "n": int(value["n"])}
-    return found, seeds if both["variant"].nunique() == 2 else []
+def seeds_of_both(table: pd.DataFrame) -> list[int]:
+    """The seeds of which both variants have a sequence."""
+    counts = table["seed"].value_counts() if len(table) else pd.Series(dtype=int)
+    return sorted(counts[counts == 2].index.tolist())
 
 
-def published_choice(timed: SpeedResults, table: pd.DataFrame) -> tuple[dict[str, Any], list[str]]:
-    """What is said of the published choice at equal steps, and what must be said to it."""
-    found, seeds = compared(table, IN_BATCHES)
-    ratios = {name: dumped(getattr(timed, name)) for name in ("wall_ratio", "wall_ratio_training", "bytes_ratio")}
-    few = [f"Quality is of {len(seeds)} seeds, not {SEEDS}."] if len(seeds) < SEEDS else []
-    said = {**ratios, **found, "seeds": seeds, "steps": optimizer_steps(timed), "machine": timed.machine.model_dump()}
-    return said, [*timed.caveats, *few, *caveats(table)]
+def difference(table: pd.DataFrame, metric: str, reference: str) -> dict[str, Any]:
+    """Of `fast` from the reference, paired by seed, with its interval."""
+    value = differences(table, metric, reference).loc["fast"].to_dict()
+    known: dict[str, Any] = {str(name): None if math.isnan(v) else v for name, v in value.items()}
+    return {**known, "n": int(value["n"])}
 
 
-def dumped(ratio: Ratio | None) -> dict[str, Any] | None:
-    return ratio.model_dump() if ratio else None
+def said_of(compared: Comparison) -> dict[str, Any]:
+    """Ratios, differences in quality, and what must be said to both."""
+    timed, table = compared.timed, compared.table()
+    seeds = seeds_of_both(table)
+    ratios = {name: getattr(timed, name) for name in RATIOS}
+    doubts = [
+        *timed.caveats,
+        *([f"Quality is of {len(seeds)} seeds, not {SEEDS}."] if len(seeds) < SEEDS else []),
+        *(f"Quality: {caveat}" for caveat in caveats(table)),
+    ]
+    return {
+        **{name: ratio.model_dump() if ratio else None for name, ratio in ratios.items()},
+        **{f"{m}_difference": difference(table, m, compared.reference) if seeds else None for m in METRICS},
+        "seeds": seeds,
+        "optimizer_steps": optimizer_steps(timed),
+        "caveats": doubts,
+        "files": [compared.file.name, f"{compared.sequences.name}/"],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--equal-steps", type=Path, required=True)
-    parser.add_argument("--equal-quality", type=Path, required=True)
-    parser.add_argument("--published", type=Path)
-    parser.add_argument(
-        "--published-quality", type=Path, default=HERE / "published.toml", help="the experiment of its sequences"
-    )
-    parser.add_argument("--quality", type=Path, default=HERE / "quality.toml", help="the experiment of the sequences")
+    for option in ("--published", "--equal-steps", "--equal-quality"):
+        parser.add_argument(option, type=Path, required=True)
+    for experiment in ("published", "quality"):
+        parser.add_argument(
+            f"--{experiment}-sequences", type=Path, default=HERE / f"{experiment}.toml", help="the experiment"
+        )
     parser.add_argument("--out", type=Path, default=HERE / "results" / "sequence.json")
-    arguments = parser.parse_args()
-    alike, own = SpeedResults.read(arguments.equal_steps), SpeedResults.read(arguments.equal_quality)
-    quality, folder = Experiment.read(arguments.quality), arguments.quality.with_suffix("")
-    if wrong := refusals(alike, own, quality, folder):
+    given = parser.parse_args()
+    published = Comparison("--published", given.published, given.published_sequences, IN_BATCHES, equal_steps=True)
+    alike = Comparison("--equal-steps", given.equal_steps, given.quality_sequences, "reference-equal", equal_steps=True)
+    own = Comparison("--equal-quality", given.equal_quality, given.quality_sequences, "reference", equal_steps=False)
+    compared = (published, alike, own)
+    wrong = [reason for comparison in compared for reason in refusals(comparison)]
+    for what, kinds in {
+        "machine": {comparison.timed.machine.model_dump_json() for comparison in compared},
+        "model": {comparison.timed.settings.model for comparison in compared},
+    }.items():
+        if len(kinds) > 1:
+            wrong.append(f"The timings are not all of one {what}.")
+    if wrong:
         parser.error(" ".join(wrong))
-    table = last_steps(folder)
-    found, seeds = compared(table, "reference")
-    at_equal_steps, seeds_equal = compared(table, "reference-equal")
-    ratios = {
-        "wall_ratio": alike.wall_ratio,
-        "wall_ratio_training": alike.wall_ratio_training,
-        "wall_ratio_equal_quality": own.wall_ratio,
-        "bytes_ratio": alike.bytes_ratio,
-    }
-    few = {"reference": seeds, "reference-equal": seeds_equal}
-    doubts = [
-        *alike.caveats,
-        *own.caveats,
-        *(f"Quality beside {n} is of {len(s)} seeds, not {SEEDS}." for n, s in few.items() if len(s) < SEEDS),
-        *(f"Quality: {caveat}" for caveat in caveats(table)),
-    ]
-    files = [arguments.equal_steps.name, arguments.equal_quality.name]
-    choice = None
-    if arguments.published:
-        timed, asked = SpeedResults.read(arguments.published), Experiment.read(arguments.published_quality)
-        chosen = arguments.published_quality.with_suffix("")
-        if wrong := refusals_published(timed, asked, chosen):
-            parser.error(" ".join(wrong))
-        choice, more = published_choice(timed, last_steps(chosen))
-        doubts += [f"Published choice: {caveat}" for caveat in more]
-        files.append(arguments.published.name)
+    default = {"equal_steps": said_of(alike), "equal_quality": said_of(own)}
     results = {
-        "schema": 1,
-        **{name: dumped(ratio) for name, ratio in ratios.items()},
-        **found,
-        "seeds": seeds,
-        "at_equal_steps": {**at_equal_steps, "seeds": seeds_equal},
-        "published_choice": choice,
-        "steps": {"equal_steps": optimizer_steps(alike), "equal_quality": optimizer_steps(own)},
-        "machine": alike.machine.model_dump(),
-        "caveats": doubts,
-        "files": files,
+        "schema": 2,
+        **said_of(published),
+        "wall_ratio_equal_quality": default["equal_quality"]["wall_ratio"],
+        "default": default,
+        "machine": published.timed.machine.model_dump(),
     }
-    write_json(arguments.out, results)
-    print({name: results[name] for name in (*ratios, *found, "published_choice", "caveats")})
+    write_json(given.out, results)
+    print(results)
 
 
 if __name__ == "__main__":

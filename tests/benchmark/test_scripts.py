@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -147,30 +147,37 @@ def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_wi
     script: Callable[[str], Any], tmp_path: Path
 ) -> None:
     sequence = script("sequence")
-    quality = Experiment.read(sequence.HERE / "quality.toml")
+    experiment = tmp_path / "quality.toml"
+    experiment.write_text((sequence.HERE / experiment.name).read_text())
+    quality = Experiment.read(experiment)
     configs = {name: preset(variant.preset, variant.changes) for name, variant in quality.variants.items()}
 
-    def timings(reference: str) -> SpeedResults:
+    def refused(reference: str, beside: str, equal_steps: bool) -> list[str]:
         engines: dict[EngineName, dict[str, Any]] = {
             "reference": settings_of(configs[reference]),
             "fast": settings_of(configs["fast"]),
         }
         settings = Settings(preset="anchored-iconworld", protocol=quality.protocol, model="", seed=0, engines=engines)
-        return SpeedResults(machine=Machine.here(), settings=settings)
-
-    def refused(changes: Mapping[str, Any]) -> list[str]:
-        variant, fixed = quality.variants["fast"], {"evaluate": {"protocol": quality.protocol}, "gate": OPEN_GATE}
-        config = preset(variant.preset, {**variant.changes, **fixed, **changes}).frozen(
-            backbones.model_digest(model_folder("iconworld"))
+        timing = tmp_path / "timing.json"
+        SpeedResults(machine=Machine.here(), settings=settings).write(timing)
+        found: list[str] = sequence.refusals(
+            sequence.Comparison("--timing", timing, experiment, beside, equal_steps=equal_steps)
         )
-        protocol = read_protocol(quality.protocol)
-        made = Made(config=config, protocol=protocol, together=1, machine=Machine.here())
-        files.write_json(tmp_path / "fast-0.json", {"made": made.model_dump(mode="json", by_alias=True)})
-        found: list[str] = sequence.refusals(timings("reference-equal"), timings("reference"), quality, tmp_path)
         return found
 
-    assert refused({}) == []
-    (said,) = refused({"replay": {"steps": 4}})
+    assert refused("reference-equal", "reference-equal", equal_steps=True) == []
+    assert refused("reference", "reference", equal_steps=False) == []
+    steps, settings = refused("reference", "reference-equal", equal_steps=True)
+    assert "--timing has engines of different steps" in steps
+    assert "timed reference with other settings than the sequences' variant reference-equal" in settings
+
+    variant, fixed = quality.variants["fast"], {"evaluate": {"protocol": quality.protocol}, "gate": OPEN_GATE}
+    config = preset(variant.preset, {**variant.changes, **fixed, "replay": {"steps": 4}}).frozen(
+        backbones.model_digest(model_folder("iconworld"))
+    )
+    made = Made(config=config, protocol=read_protocol(quality.protocol), together=1, machine=Machine.here())
+    files.write_json(tmp_path / "quality" / "fast-0.json", {"made": made.model_dump(mode="json", by_alias=True)})
+    (said,) = refused("reference", "reference", equal_steps=False)
     assert "fast-0.json (replay.steps is 5 and was 4) is of something else" in said
 
 
@@ -178,7 +185,9 @@ def test_the_reference_was_timed_with_the_settings_that_were_served_in_batches(
     script: Callable[[str], Any], tmp_path: Path
 ) -> None:
     sequence = script("sequence")
-    quality = Experiment.read(sequence.HERE / "published.toml")
+    experiment = tmp_path / "published.toml"
+    experiment.write_text((sequence.HERE / experiment.name).read_text())
+    quality = Experiment.read(experiment)
 
     def refused(**changed: Any) -> list[str]:
         engines: dict[EngineName, dict[str, Any]] = {}
@@ -189,8 +198,11 @@ def test_the_reference_was_timed_with_the_settings_that_were_served_in_batches(
             changes["method"] = {**changes["method"], **changed}
             engines[engine] = settings_of(preset(quality.variants[name].preset, changes))
         settings = Settings(preset="lacu-iconworld", protocol=quality.protocol, model="", seed=0, engines=engines)
-        timed = SpeedResults(machine=Machine.here(), settings=settings)
-        found: list[str] = sequence.refusals_published(timed, quality, tmp_path)
+        timing = tmp_path / "timing.json"
+        SpeedResults(machine=Machine.here(), settings=settings).write(timing)
+        found: list[str] = sequence.refusals(
+            sequence.Comparison("--published", timing, experiment, sequence.IN_BATCHES, equal_steps=True)
+        )
         return found
 
     assert refused() == []
@@ -199,47 +211,46 @@ def test_the_reference_was_timed_with_the_settings_that_were_served_in_batches(
     assert "timed fast with other settings" in fast
 
 
-def test_what_a_sequence_says_of_two_timings_and_of_quality(
-    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_sequence_says_of_three_timings_and_of_quality(
+    script: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sequence = script("sequence")
-    for check in ("refusals", "refusals_published"):
-        monkeypatch.setattr(sequence, check, lambda *_: [])
-    seconds = {"equal-steps": 2.0, "equal-quality": 8.0, "published": 5.0}
+    monkeypatch.setattr(sequence, "refusals", lambda _: [])
+    seconds = {"published": 5.0, "equal-steps": 2.0, "equal-quality": 8.0}
     for name, reference in seconds.items():
         timings(reference, fast=1.0).write(tmp_path / f"{name}.json")
-    for name in ("quality.toml", "published.toml"):
-        (tmp_path / name).write_text((sequence.HERE / name).read_text())
-    files.write_json(tmp_path / "published" / "fast-0.json", served(0.9))
-    files.write_json(tmp_path / "published" / "reference-in-batches-0.json", served(0.8))
-    for name, ua in {
-        "fast": [0.98, 0.97, 0.99],
-        "reference": [0.96, 0.95, 0.94],
-        "reference-equal": [0.4, 0.5],
+    for folder, variants in {
+        "published": {"fast": [0.9, 0.8, 0.9], "reference-in-batches": [0.8, 0.8, 0.7]},
+        "quality": {"fast": [0.98, 0.97, 0.99], "reference": [0.96, 0.95, 0.94], "reference-equal": [0.4, 0.5]},
     }.items():
-        for seed, value in enumerate(ua):
-            files.write_json(tmp_path / "quality" / f"{name}-{seed}.json", served(value))
-    arguments = [f"--{name}={tmp_path / name}.json" for name in seconds]
-    arguments += [
-        f"--{name}={tmp_path / file}.toml"
-        for name, file in (("quality", "quality"), ("published-quality", "published"))
-    ]
+        for variant, values in variants.items():
+            for seed, ua in enumerate(values):
+                files.write_json(tmp_path / folder / f"{variant}-{seed}.json", served(ua))
     out = tmp_path / "sequence.json"
+    arguments = [f"--{name}={tmp_path / name}.json" for name in seconds]
+    arguments += [f"--{name}-sequences={tmp_path / name}.toml" for name in ("published", "quality")]
     monkeypatch.setattr(sys, "argv", ["script", *arguments, f"--out={out}"])
     sequence.main()
     found = files.read_json(out)
-    assert (found["wall_ratio"]["value"], found["wall_ratio_equal_quality"]["value"]) == (2.0, 8.0)
-    assert found["ua_difference"]["difference"] == pytest.approx((0.02 + 0.02 + 0.05) / 3)  # fast less reference
+    assert (found["wall_ratio"]["value"], found["wall_ratio_equal_quality"]["value"]) == (5.0, 8.0)
+    assert found["ua_difference"]["difference"] == pytest.approx(0.3 / 3)  # fast less reference
     assert found["ua_difference"]["low"] < found["ua_difference"]["difference"] < found["ua_difference"]["high"]
     assert (repr(found["ua_difference"]["n"]), found["seeds"]) == ("3", [0, 1, 2])
-    assert found["at_equal_steps"]["ua_difference"]["difference"] == pytest.approx((0.58 + 0.47) / 2)
-    assert found["at_equal_steps"]["seeds"] == [0, 1]
     assert {"wall_ratio_training", "bytes_ratio", "ira_difference", "cra_difference", "context_difference"} <= {*found}
-    choice = found["published_choice"]
-    assert (choice["wall_ratio"]["value"], choice["seeds"]) == (5.0, [0])
-    assert choice["ua_difference"]["difference"] == pytest.approx(0.1)
-    assert any("Published choice: Quality is of 1 seeds, not 3" in caveat for caveat in found["caveats"])
-    assert any("beside reference-equal is of 2 seeds, not 3" in caveat for caveat in found["caveats"])
+    assert not any("seeds" in caveat for caveat in found["caveats"])
+    alike, own = found["default"]["equal_steps"], found["default"]["equal_quality"]
+    assert (alike["wall_ratio"]["value"], alike["seeds"]) == (2.0, [0, 1])
+    assert alike["ua_difference"]["difference"] == pytest.approx((0.58 + 0.47) / 2)
+    assert "Quality is of 2 seeds, not 3." in alike["caveats"]
+    assert own["ua_difference"]["difference"] == pytest.approx((0.02 + 0.02 + 0.05) / 3)
+
+    other = timings(5.0, fast=1.0)
+    other.model_copy(update={"machine": other.machine.model_copy(update={"cores": 99})}).write(
+        tmp_path / "published.json"
+    )
+    with pytest.raises(SystemExit):
+        sequence.main()
+    assert "not all of one machine" in capsys.readouterr().err
 
 
 def timings(reference: float, fast: float) -> SpeedResults:
