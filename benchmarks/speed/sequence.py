@@ -30,6 +30,7 @@ METRICS = ("ua", "ira", "cra", "context")
 RATIOS = ("wall_ratio", "wall_ratio_training", "bytes_ratio")
 IN_BATCHES = "reference-in-batches"
 """The variant that has the reference's settings and is served by the engine `fast`, which scores and samples in batches."""
+SERVED_IN_BATCHES = "The reference's sequences were served with its settings by the engine `fast`, in batches."
 SEEDS = 3
 """Seeds from which on a difference is quoted."""
 
@@ -122,6 +123,7 @@ def said_of(compared: Comparison) -> dict[str, Any]:
     ratios = {name: getattr(timed, name) for name in RATIOS}
     doubts = [
         *timed.caveats,
+        *([SERVED_IN_BATCHES] if compared.reference == IN_BATCHES else []),
         *([f"Quality is of {len(seeds)} seeds, not {SEEDS}."] if len(seeds) < SEEDS else []),
         *(f"Quality: {caveat}" for caveat in caveats(table)),
     ]
@@ -161,6 +163,7 @@ def main() -> None:
     default = {"equal_steps": said_of(alike), "equal_quality": said_of(own)}
     results = {
         "schema": 2,
+        "what": "LACU with the published choice at equal steps; wall_ratio_equal_quality is the default's, as is `default`",
         **said_of(published),
         "wall_ratio_equal_quality": default["equal_quality"]["wall_ratio"],
         "default": default,
