@@ -52,7 +52,7 @@ def main() -> None:
         "schema": 1,
         "machine": Machine.here().model_dump(),
         "load_average": load,
-        "model": run.config.model.model_dump(),
+        "model": {**run.config.model.model_dump(), "source": Path(run.config.model.source).name},
         "artifact": {
             "estimated": found.artifact,
             "measured": run.directory.step(records[-1].index).weights.stat().st_size,

@@ -167,7 +167,8 @@ def timed(lever: Lever, before: Run) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder, lever.piece():
         run = begun_run(Path(folder) / "run", lever, len(before.requests))
         for part in ("memory", "steps"):
-            shutil.copytree(before.directory.path / part, run.directory.path / part, dirs_exist_ok=True)
+            if (made := before.directory.path / part).exists():  # there is none before the first request
+                shutil.copytree(made, run.directory.path / part, dirs_exist_ok=True)
         last = run.requests[-1]
         cost = run.train(last, run.directory.step(last.step - 1).weights if last.step > 1 else None)
     return {

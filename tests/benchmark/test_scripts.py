@@ -20,6 +20,7 @@ from expunge.benchmark.speed import Settings, SpeedResults, settings_of
 from expunge.reference import EngineName
 from expunge.stream import preset
 from expunge.stream.named import model_folder, read_protocol
+from runs import STAND_IN
 from timings import timed
 
 Call = Callable[..., None]
@@ -141,6 +142,25 @@ def test_each_case_at_full_size_says_its_session(
     call("--force", load=0.9)
     sessions = [case["session"] for case in files.read_json(out)["cases"].values()]
     assert [(s["load_average"], s["forced"]) for s in sessions] == [(0.1, False)] + [(0.9, True)] * 4
+
+
+@pytest.mark.parametrize("request_number", [1, 2])
+def test_a_lever_is_timed_on_what_the_earlier_requests_left(
+    script: Callable[[str], Any], request_number: int, tmp_path: Path
+) -> None:
+    levers = script("levers")
+    small = {
+        "model": {"source": str(STAND_IN)},
+        "method": {"forget_prompts": 4, "retain_prompts": 8},
+        "train": {"steps": 1, "batch_size": 2},
+    }
+    lever = levers.Lever(small)
+    before = levers.begun_run(tmp_path / "before", lever, request_number)
+    if request_number == 2:
+        before.train(before.requests[0], None)
+    took = levers.timed(lever, before)
+    assert took["seconds"]["total"] > 0
+    assert took["evaluations"]["backward"] == 8  # of the last request alone: one step of two rows, forth and back for each role
 
 
 def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_with(
