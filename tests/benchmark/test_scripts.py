@@ -144,9 +144,9 @@ def test_each_case_at_full_size_says_its_session(
     assert [(s["load_average"], s["forced"]) for s in sessions] == [(0.1, False)] + [(0.9, True)] * 4
 
 
-@pytest.mark.parametrize("request_number", [1, 2])
+@pytest.mark.parametrize(("request_number", "roles"), [(1, 2), (2, 3)])
 def test_a_lever_is_timed_on_what_the_earlier_requests_left(
-    script: Callable[[str], Any], request_number: int, tmp_path: Path
+    script: Callable[[str], Any], request_number: int, roles: int, tmp_path: Path
 ) -> None:
     levers = script("levers")
     small = {
@@ -160,7 +160,9 @@ def test_a_lever_is_timed_on_what_the_earlier_requests_left(
         before.train(before.requests[0], None)
     took = levers.timed(lever, before)
     assert took["seconds"]["total"] > 0
-    assert took["evaluations"]["backward"] == 8  # of the last request alone: one step of two rows, forth and back for each role
+    assert (
+        took["evaluations"]["backward"] == 2 * roles
+    )  # of one request: forget, retain, and what was forgotten earlier
 
 
 def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_with(
