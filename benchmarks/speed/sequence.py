@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Comparison:
     reference: str
     equal_steps: bool
 
-    @property
+    @cached_property
     def timed(self) -> SpeedResults:
         return SpeedResults.read(self.file)
 
@@ -151,7 +152,7 @@ def main() -> None:
     alike = Comparison("--equal-steps", given.equal_steps, given.quality_sequences, "reference-equal", equal_steps=True)
     own = Comparison("--equal-quality", given.equal_quality, given.quality_sequences, "reference", equal_steps=False)
     compared = (published, alike, own)
-    wrong = [reason for comparison in compared for reason in refusals(comparison)]
+    wrong = list(dict.fromkeys(reason for comparison in compared for reason in refusals(comparison)))
     for what, kinds in {
         "machine": {comparison.timed.machine.model_dump_json() for comparison in compared},
         "model": {comparison.timed.settings.model for comparison in compared},

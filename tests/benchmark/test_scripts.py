@@ -160,17 +160,15 @@ def test_a_lever_is_timed_on_what_the_earlier_requests_left(
         before.train(before.requests[0], None)
     took = levers.timed(lever, before)
     assert took["seconds"]["total"] > 0
-    assert (
-        took["evaluations"]["backward"] == 2 * roles
-    )  # of one request: forget, retain, and what was forgotten earlier
+    # of one request alone: its rows to forget, to retain, and of what was forgotten earlier
+    assert took["evaluations"]["backward"] == 2 * roles
 
 
 def test_a_sequence_is_read_beside_timings_of_the_settings_that_it_was_served_with(
     script: Callable[[str], Any], tmp_path: Path
 ) -> None:
     sequence = script("sequence")
-    experiment = tmp_path / "quality.toml"
-    experiment.write_text((sequence.HERE / experiment.name).read_text())
+    experiment = Path(shutil.copy(sequence.HERE / "quality.toml", tmp_path))
     quality = Experiment.read(experiment)
     configs = {name: preset(variant.preset, variant.changes) for name, variant in quality.variants.items()}
 
@@ -207,8 +205,7 @@ def test_the_reference_was_timed_with_the_settings_that_were_served_in_batches(
     script: Callable[[str], Any], tmp_path: Path
 ) -> None:
     sequence = script("sequence")
-    experiment = tmp_path / "published.toml"
-    experiment.write_text((sequence.HERE / experiment.name).read_text())
+    experiment = Path(shutil.copy(sequence.HERE / "published.toml", tmp_path))
     quality = Experiment.read(experiment)
 
     def refused(**changed: Any) -> list[str]:
@@ -267,9 +264,8 @@ def test_what_a_sequence_says_of_three_timings_and_of_quality(
     assert own["ua_difference"]["difference"] == pytest.approx((0.02 + 0.02 + 0.05) / 3)
 
     other = timings(5.0, fast=1.0)
-    other.model_copy(update={"machine": other.machine.model_copy(update={"cores": 99})}).write(
-        tmp_path / "published.json"
-    )
+    elsewhere = other.machine.model_copy(update={"cores": 99})
+    other.model_copy(update={"machine": elsewhere}).write(tmp_path / "published.json")
     with pytest.raises(SystemExit):
         sequence.main()
     assert "not all of one machine" in capsys.readouterr().err
